@@ -1,0 +1,37 @@
+"""Dia in JAX: scripts with two speakers in, recordings out."""
+
+from dia_jax.audio import AudioError
+from dia_jax.checkpoint import CheckpointError, convert, load_params, open_checkpoint, save_params
+from dia_jax.config import ConfigError, DacConfig, DecoderConfig, DiaConfig, DiaError, EncoderConfig
+from dia_jax.dac import Dac
+from dia_jax.hub import HubError
+from dia_jax.model import DiaModel
+from dia_jax.pipeline import Codec, Dia, SettingError
+from dia_jax.sampling import SamplingSettings
+from dia_jax.text import NONVERBAL_TAGS, TextError
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "NONVERBAL_TAGS",
+    "AudioError",
+    "CheckpointError",
+    "Codec",
+    "ConfigError",
+    "Dac",
+    "DacConfig",
+    "DecoderConfig",
+    "Dia",
+    "DiaConfig",
+    "DiaError",
+    "DiaModel",
+    "EncoderConfig",
+    "HubError",
+    "SamplingSettings",
+    "SettingError",
+    "TextError",
+    "convert",
+    "load_params",
+    "open_checkpoint",
+    "save_params",
+]

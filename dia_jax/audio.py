@@ -1,0 +1,156 @@
+"""Sound files and arrays: reading, mixing down, resampling, writing. Knows no model; the sample rate is handed in."""
+
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import soundfile
+import soxr
+
+from dia_jax.config import DiaError
+
+FORMATS = {
+    ".wav": ("WAV", "PCM_16"),
+    ".flac": ("FLAC", "PCM_16"),
+    ".ogg": ("OGG", "VORBIS"),
+    ".mp3": ("MP3", "MPEG_LAYER_III"),
+}
+"""What `write_audio` writes, by suffix."""
+
+RATES = (1_000, 384_000)
+BLOCK = 1 << 16
+SILENCE = 1e-4
+"""A prompt whose peak lies below this (-80 dB) holds no voice."""
+
+
+class AudioError(DiaError):
+    """Audio that cannot be read, used or written; the message says which and why."""
+
+
+def read_audio(path: str | os.PathLike, *, rate: int) -> np.ndarray:
+    """Reads a sound file, mono, at a given rate.
+
+    Args:
+        path: any format that libsndfile reads (wav, flac, ogg, mp3, aiff, ...).
+        rate: samples a second to resample to.
+
+    Returns:
+        float32 [n] in about -1 .. 1.
+
+    Raises:
+        AudioError: the file is missing, no sound file, empty or silent.
+    """
+    if not Path(path).is_file():
+        raise AudioError(f"There is no audio file {path}.")
+    try:
+        samples, file_rate = soundfile.read(path, dtype="float32", always_2d=True)
+    except (soundfile.LibsndfileError, OSError, RuntimeError) as error:
+        raise AudioError(f"{path} is not a readable audio file ({error}); convert it to wav or flac.") from None
+    return prepare_audio(samples, file_rate, rate=rate, name=str(path))
+
+
+def prepare_audio(samples: Any, samples_rate: float, *, rate: int, name: str = "The audio prompt") -> np.ndarray:
+    """Mixes down and resamples an array.
+
+    Args:
+        samples: [n], [n, channels] or [channels, n], at most 8 channels; floats in -1 .. 1, or integers of their full range.
+        samples_rate: its samples a second, within `RATES`.
+        rate: samples a second to resample to.
+        name: what to call it in an error.
+
+    Returns:
+        float32 [m].
+
+    Raises:
+        AudioError: shape, dtype or rate is none of these, or it is empty, silent or not finite.
+    """
+    is_number = isinstance(samples_rate, (int, float, np.integer, np.floating)) and not isinstance(samples_rate, bool)
+    if not is_number or not RATES[0] <= samples_rate <= RATES[1]:
+        raise AudioError(f"{name} has sample rate {samples_rate!r}; give one between {RATES[0]} and {RATES[1]} Hz.")
+    array = np.asarray(samples)
+    if array.ndim not in (1, 2) or array.dtype.kind not in "iuf":
+        raise AudioError(f"{name} is a {array.dtype} array of shape {array.shape}; give numbers [n] or [n, channels].")
+    if array.size == 0:
+        raise AudioError(f"{name} holds no samples.")
+    if array.dtype.kind in "iu":
+        info = np.iinfo(array.dtype)
+        middle = 0 if array.dtype.kind == "i" else (info.max + 1) / 2
+        array = (array - middle) / ((info.max + 1) if array.dtype.kind == "i" else middle)
+    array = array.astype(np.float32)
+    if array.ndim == 2:
+        array = array if array.shape[0] >= array.shape[1] else array.T
+        if array.shape[1] > 8:
+            raise AudioError(f"{name} has shape {np.shape(samples)}, which is {array.shape[1]} channels; 8 at most.")
+        array = array.mean(axis=1)
+    if not np.isfinite(array).all():
+        raise AudioError(f"{name} holds NaN or infinite samples.")
+    peak = float(np.abs(array).max())
+    if peak < SILENCE:
+        raise AudioError(f"{name} is silent (peak {peak:.1e}); use a recording of a voice.")
+    if samples_rate != rate:
+        array = soxr.resample(array, samples_rate, rate, quality="VHQ").astype(np.float32)
+    if array.size == 0:
+        raise AudioError(f"{name} is too short: no sample is left of it at {rate} Hz.")
+    return array
+
+
+def check_writable(path: str | os.PathLike) -> None:
+    """Finds out, before any work is done, whether a sound file can be written.
+
+    Raises:
+        AudioError: the suffix is none of `FORMATS`, or the folder is missing or not writable.
+    """
+    path = Path(path)
+    if path.suffix.lower() not in FORMATS:
+        raise AudioError(f"Cannot write {path}: its suffix must be one of {', '.join(FORMATS)}.")
+    if path.is_dir():
+        raise AudioError(f"Cannot write {path}: it is a directory.")
+    if not path.absolute().parent.is_dir():
+        raise AudioError(f"Cannot write {path}: there is no directory {path.absolute().parent}.")
+    if not os.access(path.absolute().parent, os.W_OK):
+        raise AudioError(f"Cannot write {path}: no permission to write in {path.absolute().parent}.")
+
+
+def write_audio(path: str | os.PathLike, samples: np.ndarray, *, rate: int) -> None:
+    """Writes a mono sound file, by suffix: .wav and .flac in 16 bit, .ogg (Vorbis), .mp3.
+
+    The file appears whole or not at all; one that was there is replaced.
+
+    Args:
+        path: where.
+        samples: float [n]; what lies outside -1 .. 1 is clipped.
+        rate: samples a second.
+
+    Raises:
+        AudioError: see `check_writable`; or the samples are no finite array [n].
+    """
+    path = Path(path)
+    check_writable(path)
+    samples = np.asarray(samples, np.float32)
+    if samples.ndim != 1 or not np.isfinite(samples).all():
+        raise AudioError(f"Cannot write {path}: samples of shape {samples.shape} are not a finite array [n].")
+    kind, subtype = FORMATS[path.suffix.lower()]
+    temporary = None
+    try:
+        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.absolute().parent)
+        os.close(handle)
+        os.chmod(temporary, 0o666 & ~_umask())
+        with soundfile.SoundFile(temporary, "w", samplerate=rate, channels=1, format=kind, subtype=subtype) as file:
+            # In blocks: libsndfile's Vorbis encoder overflows its stack on long single writes.
+            for start in range(0, len(samples), BLOCK):
+                file.write(np.clip(samples[start : start + BLOCK], -1.0, 1.0))
+        os.replace(temporary, path)
+        temporary = None
+    except (OSError, soundfile.LibsndfileError) as error:
+        raise AudioError(f"Cannot write {path}: {error}.") from None
+    finally:
+        if temporary:
+            os.unlink(temporary)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

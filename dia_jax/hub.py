@@ -1,0 +1,106 @@
+"""From a name to a local directory: a path that is there already, or a Hugging Face hub repo of which only what is needed
+is fetched. Knows file names, because a remote file has no content yet; what the files hold is `checkpoint`'s business.
+"""
+
+import os
+import re
+from pathlib import Path
+
+import huggingface_hub
+from huggingface_hub import errors
+
+from dia_jax.config import DiaError
+
+
+class HubError(DiaError):
+    """A repo that cannot be had; the message says why."""
+
+
+def resolve(
+    name: str | os.PathLike,
+    *,
+    revision: str | None = None,
+    cache_dir: str | os.PathLike | None = None,
+    local_files_only: bool = False,
+    token: str | bool | None = None,
+) -> Path:
+    """Finds a checkpoint on disk, or fetches it from the hub.
+
+    Args:
+        name: a path, or a repo like "nari-labs/Dia-1.6B-0626".
+        revision: branch, tag or commit of the repo.
+        cache_dir: where the hub's files are kept; huggingface_hub's own place if None.
+        local_files_only: look into that cache alone.
+        token: for a private or gated repo; see huggingface_hub.
+
+    Returns:
+        The path itself, or the folder of the fetched snapshot.
+
+    Raises:
+        HubError: it is neither, or the hub refuses it.
+    """
+    if Path(name).exists():
+        return Path(name)
+    repo = os.fspath(name)
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo) or repo.startswith("."):
+        raise HubError(f"{repo} is no file or directory here, and no name of a hub repo (owner/name) either.")
+    options = {"revision": revision, "cache_dir": cache_dir, "token": token}
+    reason = "local_files_only is set"
+    if not local_files_only:
+        try:
+            wanted = _choose(repo, **options)
+            return Path(huggingface_hub.snapshot_download(repo, allow_patterns=wanted, **options))
+        except errors.GatedRepoError:
+            raise HubError(
+                f"The hub repo {repo} is gated: accept its terms on its page, then log in or pass a token."
+            ) from None
+        except errors.RepositoryNotFoundError:
+            raise HubError(f"There is no hub repo {repo}, or it is private and the token does not open it.") from None
+        except errors.RevisionNotFoundError:
+            raise HubError(f"The hub repo {repo} has no revision {revision!r}.") from None
+        except (errors.HfHubHTTPError, errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, OSError) as error:
+            reason = f"the hub cannot be reached ({str(error).splitlines()[0][:120]})"
+    try:
+        return Path(huggingface_hub.snapshot_download(repo, local_files_only=True, **options))
+    except (errors.LocalEntryNotFoundError, OSError):
+        raise HubError(f"{repo} is not in the cache, and {reason}; fetch it once while online.") from None
+
+
+def _choose(
+    repo: str, *, revision: str | None, cache_dir: str | os.PathLike | None, token: str | bool | None
+) -> list[str]:
+    """The files to fetch: a repo may hold the same weights many times over."""
+    files = huggingface_hub.HfApi(token=token or None).list_repo_files(repo, revision=revision)
+    wanted = []
+    for folder in ("", "dac/"):
+        here = [f for f in files if f.startswith(folder) and "/" not in f.removeprefix(folder)]
+        wanted += [f for f in here if f == f"{folder}config.json"]
+        orbax = [f for f in files if f.startswith(f"{folder}params/")]
+        index = [f for f in here if f.endswith(".safetensors.index.json")]
+        whole = [f for f in here if f == f"{folder}model.safetensors"]
+        # An index without its shards is of no use, so the shards are asked for by the index's own words.
+        if orbax:
+            wanted += orbax
+        elif index:
+            path = huggingface_hub.hf_hub_download(repo, index[0], revision=revision, cache_dir=cache_dir, token=token)
+            wanted += [index[0], *_shards(Path(path), folder)]
+        elif whole:
+            wanted += whole
+        else:
+            ranked = (".safetensors", "pytorch_model.bin", "weights.pth", ".pth", ".bin")
+            wanted += next(
+                (
+                    [f for f in here if f.endswith(ending)][:1]
+                    for ending in ranked
+                    if any(f.endswith(ending) for f in here)
+                ),
+                [],
+            )
+    return wanted
+
+
+def _shards(index: Path, folder: str) -> list[str]:
+    from dia_jax.config import read_json
+
+    weight_map = read_json(index).get("weight_map", {})
+    return [folder + shard for shard in sorted(set(weight_map.values()))]

@@ -1,0 +1,101 @@
+"""From the logits of one row to its tokens: guidance, top-k filter, EOS rule, temperature, top-p, draw.
+
+Pure functions of one clip's row, for `jax.vmap` to spread over a batch. Every setting is traced, so no setting recompiles.
+Knows nothing of time: which tokens are given, and when a clip ends, is the decode loop's business.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from dia_jax.config import Variant
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class SamplingSettings:
+    """How tokens are drawn; the names and defaults are the reference's.
+
+    Attributes:
+        cfg_scale: guided = conditional + cfg_scale * (conditional - unconditional); 0 is no guidance.
+        temperature: divides the logits; 0 takes the likeliest token.
+        top_p: keeps the smallest set whose probability passes this; 1 keeps all.
+        cfg_filter_top_k: keeps this many tokens, the best by the guided logits.
+    """
+
+    cfg_scale: float | jax.Array = 3.0
+    temperature: float | jax.Array = 1.2
+    top_p: float | jax.Array = 0.95
+    cfg_filter_top_k: int | jax.Array = 45
+
+
+def candidate_logits(
+    uncond: jax.Array, cond: jax.Array, settings: SamplingSettings, *, eos_token_id: int, variant: Variant
+) -> jax.Array:
+    """The logits whose softmax a row's tokens are drawn from; -inf for all that is no candidate.
+
+    Args:
+        uncond, cond: float32 [C, V], without and with the script.
+        settings: see `SamplingSettings`; a temperature of 0 counts as 1 here.
+
+    Returns:
+        float32 [C, V]. Tokens tied at the edge of top-k or top-p are kept together.
+    """
+    guided = cond + settings.cfg_scale * (cond - uncond)
+    ids = jnp.arange(cond.shape[-1])
+    channels = jnp.arange(cond.shape[0])[:, None]
+    # Only channel 0 may end a clip, and nobody may draw what lies above EOS.
+    allowed = (ids < eos_token_id) | ((ids == eos_token_id) & (channels == 0))
+    temperature = jnp.where(settings.temperature > 0, settings.temperature, 1.0)
+
+    if variant == "0626":
+        logits = jnp.where(_is_top_k(guided, settings.cfg_filter_top_k) & allowed, cond, -jnp.inf) / temperature
+    else:
+        guided = jnp.where(ids == eos_token_id, guided * 0.8, guided)
+        logits = jnp.where(allowed, guided, -jnp.inf) / temperature
+
+    # EOS is drawn when it is the likeliest, never by chance.
+    eos_is_best = jnp.argmax(logits, axis=-1, keepdims=True) == eos_token_id
+    logits = jnp.where((ids == eos_token_id) & ~eos_is_best, -jnp.inf, logits)
+    if variant == "0626":
+        logits = jnp.where((ids != eos_token_id) & eos_is_best, -jnp.inf, logits)
+    else:
+        logits = jnp.where(_is_top_k(logits, settings.cfg_filter_top_k), logits, -jnp.inf)
+    return jnp.where(_is_top_p(logits, settings.top_p), logits, -jnp.inf)
+
+
+def sample(
+    uncond: jax.Array,
+    cond: jax.Array,
+    key: jax.Array,
+    settings: SamplingSettings,
+    *,
+    eos_token_id: int,
+    variant: Variant,
+) -> jax.Array:
+    """Draws one row of tokens, int32 [C], from logits float32 [C, V]; the likeliest where the temperature is 0.
+
+    A channel that is left without any candidate (a tiny `cfg_filter_top_k` whose picks are all special tokens) gives 0.
+    """
+    logits = candidate_logits(uncond, cond, settings, eos_token_id=eos_token_id, variant=variant)
+    noise = jnp.where(settings.temperature > 0, jax.random.gumbel(key, logits.shape), 0.0)
+    return jnp.argmax(logits + noise, axis=-1).astype(jnp.int32)
+
+
+def _is_top_k(logits: jax.Array, k: int | jax.Array) -> jax.Array:
+    # A sort and a threshold: lax.top_k would want k at compile time.
+    size = logits.shape[-1]
+    ascending = jnp.sort(logits, axis=-1)
+    threshold = jnp.take(ascending, size - jnp.clip(k, 1, size), axis=-1)[:, None]
+    return logits >= threshold
+
+
+def _is_top_p(logits: jax.Array, top_p: float | jax.Array) -> jax.Array:
+    probs = jax.nn.softmax(logits, axis=-1)
+    probs = jnp.where(jnp.isnan(probs), 0.0, probs)  # no candidate at all
+    descending = -jnp.sort(-probs, axis=-1)
+    before = jnp.pad(jnp.cumsum(descending, axis=-1)[:, :-1], ((0, 0), (1, 0)))
+    # The token that crosses top_p is kept: what counts is the probability of those before it.
+    threshold = jnp.min(jnp.where(before <= top_p, descending, jnp.inf), axis=-1, keepdims=True)
+    return (probs >= threshold) | (top_p >= 1.0)
