@@ -19,8 +19,8 @@ from flax import nnx
 
 from dia_jax.config import DacConfig
 
-WINDOW_FRAMES = 256
-"""Frames that one call decodes or encodes, context not counted: 3 s."""
+WINDOW_FRAMES = 128
+"""Frames that one call decodes or encodes, context not counted: 1.5 s."""
 
 KERNEL = 7
 DILATIONS = (1, 3, 9)

@@ -60,7 +60,7 @@ def random_params(
         gain = 1.0
         if isinstance(config, DacConfig):  # twelve residual units would make it thousands of times louder
             is_last = path == ("decoder", "conv2", "weight")
-            gain = 0.1 if is_last else 0.3 if path[-3].startswith("res_unit") and path[-2] == "conv2" else 1.0
+            gain = 0.1 if is_last else 0.3 if str(path[-3]).startswith("res_unit") and path[-2] == "conv2" else 1.0
         return gain * noise / math.sqrt(math.prod(value.shape[:-1]))
 
     flat = [(path, v.replace(jax.device_put(draw(path, v).astype(v.dtype)))) for path, v in nnx.to_flat_state(abstract)]

@@ -1,0 +1,322 @@
+"""The command line, `dia-jax`: generate, convert, info, make-small.
+
+Turns arguments into calls of the library, and its errors into one sentence and an exit code: 0 done, 1 failed, 2 something
+handed in cannot be used, 130 interrupted. The only place that touches jax's configuration (the cache of compiled programs).
+"""
+
+import dataclasses
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from dia_jax.config import DiaError, Variant
+
+Positional = tyro.conf.Positional
+Dtype = Literal["float32", "bfloat16", "float16"]
+
+DESCRIPTION = """Dia in JAX: scripts with two speakers in, recordings out.
+
+Exit codes: 0 done, 1 failed, 2 something handed in cannot be used, 130 interrupted.
+"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Generate:
+    """Speak scripts.
+
+    A script begins with [S1], alternates [S1] and [S2], and may hold sounds such as (laughs), (sighs) or (coughs).
+    5 to 20 seconds a script sound best; the last speaker but one's tag at the very end keeps the last word whole.
+
+    Try:
+
+    dia-jax generate "[S1] Hello there. [S2] Hi! (laughs) [S1]" --output hello.wav
+
+    dia-jax generate --file scene1.txt scene2.txt --output scene.flac --seed 7
+
+    echo "[S1] From a pipe. [S2] Really? [S1]" | dia-jax generate --output pipe.mp3
+
+    dia-jax generate "[S1] What I say next, in the same voice." --audio-prompt me.wav --prompt-text "[S1] What I say in me.wav."
+    """
+
+    text: Positional[tuple[str, ...]] = ()
+    """Scripts. Without any, and without --file, one script is read from standard input."""
+    file: tuple[Path, ...] = ()
+    """Files, each one script in UTF-8."""
+    output: Annotated[Path, tyro.conf.arg(aliases=["-o"])] = Path("dia.wav")
+    """Where to write: .wav, .flac, .ogg or .mp3. Several scripts are numbered: dia-1.wav, dia-2.wav, ..."""
+    model: str = "nari-labs/Dia-1.6B-0626"
+    """A hub repo, or a local directory or file, in any layout."""
+    codec: str | None = None
+    """Likewise for DAC; by default the model's own dac/ folder, else descript/dac_44khz."""
+    audio_prompt: Path | None = None
+    """A recording of 5 to 10 seconds whose voice goes on speaking."""
+    prompt_text: str | None = None
+    """What is said in the audio prompt, with its speaker tags; it is put in front of each script."""
+    max_tokens: int | None = None
+    """New frames at most, 86 a second, the prompt not counted; by default all that fits (about 35 s with the prompt)."""
+    cfg_scale: float = 3.0
+    """How strongly the script guides."""
+    temperature: float = 1.2
+    """0 takes the likeliest token each time."""
+    top_p: float = 0.95
+    """Keeps the likeliest tokens up to this probability."""
+    cfg_filter_top_k: int = 45
+    """Keeps this many tokens, the best by the guided logits."""
+    seed: int | None = None
+    """Makes the result repeatable; without it each run differs, and tells the seed that it drew."""
+    dtype: Dtype | None = None
+    """Of the weights; by default bfloat16 on an accelerator and float32 on a CPU."""
+    variant: Variant | None = None
+    """The model's behaviour, where its config does not tell it rightly."""
+    truncate: bool = False
+    """Cut a script that is too long for the model, instead of refusing it."""
+    revision: str | None = None
+    """Branch, tag or commit of the model's hub repo."""
+    local_files_only: bool = False
+    """Use what is in the hub's cache, and do not go online."""
+    quiet: bool = False
+    """No progress bars."""
+
+    def run(self) -> None:
+        from dia_jax.audio import check_writable, read_audio
+        from dia_jax.pipeline import SAMPLE_RATE, Dia
+        from dia_jax.text import encode_text
+
+        if self.prompt_text is not None and self.audio_prompt is None:
+            raise DiaError("--prompt-text is the transcript of an audio prompt; give --audio-prompt too.")
+        # What can be found wrong without the model is told before its gigabytes are loaded.
+        texts = self._texts()
+        for text in texts:
+            encode_text(text, max_length=sys.maxsize)
+        prompt = None
+        if self.audio_prompt is not None:
+            prompt = (read_audio(self.audio_prompt, rate=SAMPLE_RATE), SAMPLE_RATE)
+        outputs = [self.output]
+        if len(texts) > 1:
+            outputs = [self.output.with_stem(f"{self.output.stem}-{i + 1}") for i in range(len(texts))]
+        for output in outputs:
+            check_writable(output)
+        seed = self.seed if self.seed is not None else int.from_bytes(os.urandom(4), "little")
+        dia = Dia.from_pretrained(
+            self.model,
+            codec=self.codec,
+            dtype=self.dtype,
+            variant=self.variant,
+            revision=self.revision,
+            local_files_only=self.local_files_only,
+            progress=not self.quiet,
+        )
+        began = time.monotonic()
+        clips = dia.generate(
+            texts,
+            audio_prompt=prompt,
+            max_tokens=self.max_tokens,
+            cfg_scale=self.cfg_scale,
+            temperature=self.temperature,
+            top_p=self.top_p,
+            cfg_filter_top_k=self.cfg_filter_top_k,
+            seed=seed,
+            truncate=self.truncate,
+            progress=not self.quiet,
+        )
+        took = time.monotonic() - began
+        for output, clip in zip(outputs, clips, strict=True):
+            dia.save_audio(output, clip)
+            print(f"{output.absolute()}: {len(clip) / SAMPLE_RATE:.2f} s of audio, seed {seed}")
+        seconds = sum(map(len, clips)) / SAMPLE_RATE
+        print(f"{seconds:.2f} s of audio in {took:.1f} s, compiling included: {seconds / took:.2f} x real time")
+
+    def _texts(self) -> list[str]:
+        texts = [*self.text, *(self._read(path) for path in self.file)]
+        if not texts:
+            if sys.stdin is None or sys.stdin.isatty():
+                raise DiaError("There is no script: give one as an argument, with --file, or on standard input.")
+            texts = [_decode(sys.stdin.buffer.read(), "standard input").strip()]
+        return [f"{self.prompt_text.rstrip()} {text}" if self.prompt_text else text for text in texts]
+
+    @staticmethod
+    def _read(path: Path) -> str:
+        try:
+            return _decode(path.read_bytes(), str(path)).strip()
+        except OSError as error:
+            raise DiaError(f"Cannot read {path}: {error.strerror}.") from None
+
+
+def _decode(data: bytes, name: str) -> str:
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DiaError(f"{name} is not UTF-8: byte {error.start} is {data[error.start]:#04x}; save it as UTF-8.") from None
+
+
+@dataclasses.dataclass(frozen=True)
+class Convert:
+    """Convert a Dia or DAC checkpoint between layouts.
+
+    Reads the reference's layout (safetensors, .pth, .bin), that of transformers (sharded or not), descript's weights.pth
+    and Orbax directories; which one it is, the tensors' names tell.
+
+    Try:
+
+    dia-jax convert Dia-1.6B-0626/ dia-orbax/ --verify
+
+    dia-jax convert weights.pth dia-orbax/dac/ --verify
+
+    dia-jax convert dia-orbax/ dia-transformers/ --layout transformers
+    """
+
+    source: Positional[Path]
+    """Directory or file to read."""
+    target: Positional[Path]
+    """A new directory to write."""
+    layout: Literal["orbax", "transformers", "reference", "reference-pth", "descript"] = "orbax"
+    """What to write: reference and reference-pth for Dia, descript for DAC, the others for both."""
+    verify: bool = False
+    """Read back what was written and compare every tensor, before the target appears."""
+    dtype: Dtype | None = None
+    """Convert Dia's kernels; by default they stay as they are, to the bit."""
+    variant: Variant | None = None
+    """Dia's behaviour, where the config does not tell it rightly; it is written into the new config."""
+    quiet: bool = False
+    """No progress bars."""
+
+    def run(self) -> None:
+        from dia_jax.checkpoint import convert
+
+        began = time.monotonic()
+        checkpoint = convert(
+            self.source,
+            self.target,
+            layout=self.layout,
+            variant=self.variant,
+            dtype=self.dtype,
+            verify=self.verify,
+            progress=not self.quiet,
+        )
+        verified = ", every tensor verified" if self.verify else ""
+        print(
+            f"{self.target}: {checkpoint.kind} from {checkpoint.layout} to {self.layout} layout, "
+            f"{len(checkpoint.tensors)} tensors{verified}, {time.monotonic() - began:.1f} s"
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Info:
+    """Show what is in a checkpoint, the devices that JAX sees, and versions.
+
+    Try:
+
+    dia-jax info
+
+    dia-jax info dia-orbax/
+    """
+
+    checkpoint: Positional[Path | None] = None
+    """A local directory or file; without it only devices and versions are shown."""
+
+    def run(self) -> None:
+        from importlib.metadata import version
+
+        import jax
+
+        import dia_jax
+
+        if self.checkpoint is not None:
+            from dia_jax.checkpoint import open_checkpoint
+
+            checkpoint = open_checkpoint(self.checkpoint)
+            tensors = checkpoint.tensors.values()
+            values = sum(_size(t.shape) for t in tensors)
+            print(f"{self.checkpoint}: {checkpoint.kind}, {checkpoint.layout} layout")
+            print(f"  {len(tensors)} tensors, {values:,} values, {sum(t.nbytes for t in tensors) / 1e9:.3f} GB")
+            print(f"  stored as {', '.join(sorted({t.dtype for t in tensors}))}")
+            for problem in checkpoint.problems:
+                print(f"  problem: {problem}")
+            for name, value in dataclasses.asdict(checkpoint.config).items():
+                print(f"  {name}: {value}")
+        print(f"dia_jax {dia_jax.__version__}, Python {sys.version.split()[0]}")
+        print(", ".join(f"{name} {version(name)}" for name in ("jax", "jaxlib", "flax", "orbax-checkpoint", "numpy")))
+        for device in jax.devices():
+            memory = (device.memory_stats() or {}).get("bytes_limit")
+            print(f"device {device.id}: {device.device_kind}" + (f", {memory / 1e9:.1f} GB" if memory else ""))
+
+
+def _size(shape: tuple[int, ...]) -> int:
+    size = 1
+    for length in shape:
+        size *= length
+    return size
+
+
+@dataclasses.dataclass(frozen=True)
+class MakeSmall:
+    """Make a small checkpoint with random weights, for trying things out.
+
+    It makes noise, not speech; its files are laid out as those on the hub.
+
+    Try:
+
+    dia-jax make-small small/
+    """
+
+    target: Positional[Path]
+    """A new directory; the codec goes into its folder dac/."""
+    layout: Literal["transformers", "reference", "reference-pth", "orbax"] = "transformers"
+    """Of Dia."""
+    dac_layout: Literal["transformers", "descript", "orbax"] = "transformers"
+    """Of DAC."""
+    variant: Variant = "0626"
+    """Dia's behaviour."""
+    seed: int = 0
+    """Of the random weights."""
+
+    def run(self) -> None:
+        from dia_jax.small import make_small
+
+        make_small(
+            self.target, layout=self.layout, dac_layout=self.dac_layout, variant=self.variant, seed=self.seed
+        )
+        print(f"{self.target}: a small Dia and DAC with random weights; they make noise, not speech.")
+
+
+COMMANDS = {"generate": Generate, "convert": Convert, "info": Info, "make-small": MakeSmall}
+
+
+def main() -> None:
+    """Entry point of `dia-jax`."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(args: list[str]) -> int:
+    """Runs the command line and gives its exit code; argparse's own errors exit with 2 by themselves."""
+    command = tyro.extras.subcommand_cli_from_dict(COMMANDS, prog="dia-jax", description=DESCRIPTION, args=args)
+    try:
+        _keep_compiled_programs()
+        command.run()
+    except DiaError as error:
+        print(f"dia-jax: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("dia-jax: interrupted.", file=sys.stderr)
+        return 130
+    except (OSError, MemoryError, RuntimeError) as error:
+        # Out of memory on the device, a full disk: what the input cannot be blamed for, but no bug to trace either.
+        print(f"dia-jax: {type(error).__name__}: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _keep_compiled_programs() -> None:
+    import jax
+
+    if jax.config.jax_compilation_cache_dir is None:
+        cache = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "dia_jax" / "compiled"
+        jax.config.update("jax_compilation_cache_dir", str(cache))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,121 @@
+"""The loop: a clip's codes depend on nothing but itself, nothing recompiles, and clips end as they must."""
+
+import warnings
+
+import jax
+import numpy as np
+import pytest
+
+from dia_jax import Dia
+from dia_jax.decode import Clip, bucket, decode_chunk, prefill
+from dia_jax.sampling import SamplingSettings
+from dia_jax.text import encode_text
+
+TEXTS = ["[S1] One. [S2] Two.", "[S2] " + "A much longer script. " * 12, "[S1] Three? [S2] (laughs)"]
+SETTINGS = {"max_tokens": 60, "temperature": 1.1, "top_p": 0.9}
+
+
+def prompt(frames: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 1024, (frames, 9))
+
+
+def test_a_clip_alone_and_among_others(dia: Dia):
+    prompts = [prompt(20), None, prompt(270, 1)]
+    together = dia.generate_codes(TEXTS, audio_prompt=prompts, seed=[5, 6, 7], **SETTINGS)
+    for i, text in enumerate(TEXTS):
+        alone = dia.generate_codes(text, audio_prompt=prompts[i], seed=5 + i, **SETTINGS)
+        np.testing.assert_array_equal(together[i], alone)
+
+
+def test_one_seed_serves_each_clip_as_if_alone(dia: Dia):
+    together = dia.generate_codes(TEXTS, seed=9, **SETTINGS)
+    for text, codes in zip(TEXTS, together, strict=True):
+        np.testing.assert_array_equal(codes, dia.generate_codes(text, seed=9, **SETTINGS))
+
+
+def test_a_budget_or_bucket_does_not_change_what_is_drawn(dia: Dia):
+    short = dia.generate_codes(TEXTS[0], seed=3, temperature=1.1, max_tokens=60)
+    long = dia.generate_codes(TEXTS[0], seed=3, temperature=1.1, max_tokens=600)
+    # Channel 0 up to the end; the others up to where they begin to see that channel 0 has ended.
+    np.testing.assert_array_equal(short[:, 0], long[:60, 0])
+    np.testing.assert_array_equal(short[:-15], long[:45])
+
+
+def clips(dia: Dia) -> list[Clip]:
+    texts = [encode_text(text, max_length=1024) for text in TEXTS]
+    empty = np.zeros((0, 9), np.int32)
+    return [Clip(text=t, prompt=empty, max_frames=40, key=jax.random.key(i)) for i, t in enumerate(texts)]
+
+
+@pytest.mark.parametrize("steps", [1, 7, 1000])
+def test_the_size_of_a_chunk_does_not_matter(dia: Dia, steps: int):
+    settings = SamplingSettings(*map(np.float32, (3.0, 1.0, 0.9)), np.int32(45))
+    whole = decode_chunk(dia.graphdef, dia.params, prefill(dia.graphdef, dia.params, dia.config, clips(dia)), settings, 99)
+    state = prefill(dia.graphdef, dia.params, dia.config, clips(dia))
+    while not np.asarray(state.done).all():
+        state = decode_chunk(dia.graphdef, dia.params, state, settings, np.int32(steps))
+    np.testing.assert_array_equal(state.grid, whole.grid)
+
+
+def test_settings_do_not_recompile(dia: Dia):
+    dia.generate_codes(TEXTS[0], seed=0, max_tokens=20)
+    before = decode_chunk._cache_size()
+    for options in (
+        {"cfg_scale": 1.5, "temperature": 0.0, "top_p": 1.0, "cfg_filter_top_k": 1000},
+        {"cfg_scale": 0, "temperature": 2, "top_p": 0.25, "cfg_filter_top_k": 5},
+        {"max_tokens": 50, "seed": jax.random.key(3)},
+    ):
+        dia.generate_codes(TEXTS[2], **({"seed": 1, "max_tokens": 30} | options))
+    assert decode_chunk._cache_size() == before
+
+
+def test_the_state_is_donated(dia: Dia):
+    settings = SamplingSettings(*map(np.float32, (3.0, 1.0, 0.9)), np.int32(45))
+    state = prefill(dia.graphdef, dia.params, dia.config, clips(dia))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # a buffer that could not be donated warns
+        decode_chunk(dia.graphdef, dia.params, state, settings, np.int32(2))
+    assert all(kv.k.is_deleted() for kv in state.cache)
+
+
+def test_every_channel_of_a_clip_ends_by_its_delay(dia: Dia):
+    settings = SamplingSettings(*map(np.float32, (3.0, 1.0, 0.9)), np.int32(45))
+    state = prefill(dia.graphdef, dia.params, dia.config, clips(dia))
+    state = decode_chunk(dia.graphdef, dia.params, state, settings, np.int32(1000))
+    grid, end = np.asarray(state.grid), np.asarray(state.end_row)
+    for i in range(len(TEXTS)):
+        assert end[i] == 41
+        for channel, delay in enumerate(dia.config.delay_pattern):
+            column = grid[i, :, channel]
+            assert (column[: 1 + delay] == dia.config.bos_token_id).all()
+            assert (column[1 + delay : 41 + delay] < 1024).all()
+            if 41 + delay <= int(state.row[i]):
+                assert column[41 + delay] == dia.config.eos_token_id
+                assert (column[42 + delay : int(state.row[i]) + 1] == dia.config.pad_token_id).all()
+    assert int(state.row.max()) == 41 + dia.config.max_delay - 1  # the last code of the last channel, and no step more
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_sixteen_bit_stays_near_float32(small, dtype: str):
+    """Teacher-forced logits: weights and products in 16 bit, all that is sensitive in float32."""
+    from flax import nnx
+
+    grid = np.random.default_rng(0).integers(0, 1024, (1, 50, 9))
+    text = encode_text(TEXTS[0], max_length=1024)[None].astype(np.int32)
+    logits = {}
+    for name in ("float32", dtype):
+        model = Dia.from_pretrained(small, load_codec=False, dtype=name)
+        module = nnx.merge(model.graphdef, model.params)
+        assert module.decoder.norm.weight.dtype == np.float32
+        assert module.decoder.layers[0].mlp.wo.weight.dtype == name
+        logits[name] = np.asarray(jax.jit(module)(text, grid))
+        assert logits[name].dtype == np.float32
+    error = np.abs(logits[dtype] - logits["float32"]).mean() / logits["float32"].std()
+    assert error < {"bfloat16": 0.1, "float16": 0.02}[dtype]
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"), [(1, 256), (256, 256), (257, 512), (1025, 2048), (2049, 3072), (3072, 3072)]
+)
+def test_buckets(size: int, expected: int):
+    assert bucket(size, 256, 3072) == expected
