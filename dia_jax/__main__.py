@@ -296,6 +296,7 @@ def run(args: list[str]) -> int:
     command = tyro.extras.subcommand_cli_from_dict(COMMANDS, prog="dia-jax", description=DESCRIPTION, args=args)
     try:
         _keep_compiled_programs()
+        _drop_noise_of_failed_reads()
         command.run()
     except DiaError as error:
         print(f"dia-jax: {error}", file=sys.stderr)
@@ -308,6 +309,17 @@ def run(args: list[str]) -> int:
         print(f"dia-jax: {type(error).__name__}: {error}", file=sys.stderr)
         return 1
     return 0
+
+
+def _drop_noise_of_failed_reads() -> None:
+    """When Orbax fails to read an array, a callback may come back to its closed event loop; the failure itself is told."""
+    default = sys.unraisablehook
+
+    def hook(unraisable) -> None:
+        if not (isinstance(unraisable.exc_value, RuntimeError) and "Event loop is closed" in str(unraisable.exc_value)):
+            default(unraisable)
+
+    sys.unraisablehook = hook
 
 
 def _keep_compiled_programs() -> None:

@@ -13,6 +13,7 @@ import collections
 import contextlib
 import dataclasses
 import json
+import logging
 import os
 import pickle
 import shutil
@@ -189,9 +190,9 @@ def _list_file(path: Path) -> tuple[dict[str, StoredTensor], Any]:
         raise CheckpointError(f"{path.name} is missing from {path.parent}.")
     with open(path, "rb") as file:
         head = file.read(9)
-    if len(head) == 9 and head[8:] == b"{":  # safetensors: a 64-bit length, then JSON
-        return _list_safetensors(path), None
-    return _list_torch(path)
+    if head.startswith((b"PK", b"\x80")):  # a zip archive, or a bare pickle from before torch 1.6
+        return _list_torch(path)
+    return _list_safetensors(path), None
 
 
 def _list_safetensors(path: Path) -> dict[str, StoredTensor]:
@@ -271,13 +272,19 @@ def _list_torch(path: Path) -> tuple[dict[str, StoredTensor], Any]:
 
 
 def _list_orbax(folder: Path) -> dict[str, StoredTensor]:
+    folder = folder.absolute()  # Orbax takes no other
+    logger = logging.getLogger("absl")
+    level = logger.level
     try:
+        logger.setLevel(logging.ERROR)  # what Orbax warns of here is told below
         metadata = ocp.metadata(folder).metadata
     except (OSError, ValueError, KeyError) as error:
         raise CheckpointError(f"{folder} is a damaged Orbax checkpoint: {str(error).splitlines()[0]}.") from None
+    finally:
+        logger.setLevel(level)
     if not isinstance(metadata, dict) or not all(hasattr(leaf, "shape") for leaf in metadata.values()):
         raise CheckpointError(
-            f"{folder} is an Orbax checkpoint, but not a flat dictionary of arrays as dia_jax writes it."
+            f"{folder} is a damaged Orbax checkpoint, or not the flat dictionary of arrays that dia_jax writes."
         )
 
     def read(name: str) -> np.ndarray:
@@ -528,7 +535,8 @@ def _read_params(
             if problems:
                 continue  # go on reading, to report all there is, but keep nothing
             dtype = wanted[path].dtype
-            array = np.ascontiguousarray(rule.load(arrays), dtype=dtype)
+            with np.errstate(over="ignore"):  # looked for below
+                array = np.ascontiguousarray(rule.load(arrays), dtype=dtype)
             del arrays
             if dtype == jnp.float16 and not np.isfinite(array).all():
                 problems.append(f"too large for float16: {path}")

@@ -9,7 +9,7 @@ from pathlib import Path
 import huggingface_hub
 from huggingface_hub import errors
 
-from dia_jax.config import DiaError
+from dia_jax.config import DiaError, read_json
 
 
 class HubError(DiaError):
@@ -60,10 +60,12 @@ def resolve(
             raise HubError(f"The hub repo {repo} has no revision {revision!r}.") from None
         except (errors.HfHubHTTPError, errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, OSError) as error:
             reason = f"the hub cannot be reached ({str(error).splitlines()[0][:120]})"
-    try:
-        return Path(huggingface_hub.snapshot_download(repo, local_files_only=True, **options))
-    except (errors.LocalEntryNotFoundError, OSError):
-        raise HubError(f"{repo} is not in the cache, and {reason}; fetch it once while online.") from None
+    # Not snapshot_download: it takes a snapshot of chosen files for an interrupted download of all.
+    for name in ("config.json", "weights.pth"):
+        cached = huggingface_hub.try_to_load_from_cache(repo, name, cache_dir=cache_dir, revision=revision)
+        if isinstance(cached, str):
+            return Path(cached).parent
+    raise HubError(f"{repo} is not in the cache, and {reason}; fetch it once while online.")
 
 
 def _choose(
@@ -76,31 +78,14 @@ def _choose(
         here = [f for f in files if f.startswith(folder) and "/" not in f.removeprefix(folder)]
         wanted += [f for f in here if f == f"{folder}config.json"]
         orbax = [f for f in files if f.startswith(f"{folder}params/")]
-        index = [f for f in here if f.endswith(".safetensors.index.json")]
-        whole = [f for f in here if f == f"{folder}model.safetensors"]
-        # An index without its shards is of no use, so the shards are asked for by the index's own words.
+        index = next((f for f in here if f.endswith(".safetensors.index.json")), None)
         if orbax:
             wanted += orbax
         elif index:
-            path = huggingface_hub.hf_hub_download(repo, index[0], revision=revision, cache_dir=cache_dir, token=token)
-            wanted += [index[0], *_shards(Path(path), folder)]
-        elif whole:
-            wanted += whole
+            path = huggingface_hub.hf_hub_download(repo, index, revision=revision, cache_dir=cache_dir, token=token)
+            shards = sorted(set(read_json(path).get("weight_map", {}).values()))
+            wanted += [index, *(folder + shard for shard in shards)]
         else:
-            ranked = (".safetensors", "pytorch_model.bin", "weights.pth", ".pth", ".bin")
-            wanted += next(
-                (
-                    [f for f in here if f.endswith(ending)][:1]
-                    for ending in ranked
-                    if any(f.endswith(ending) for f in here)
-                ),
-                [],
-            )
+            best = ("model.safetensors", ".safetensors", "pytorch_model.bin", ".pth", ".bin")
+            wanted += next(([f] for ending in best for f in here if f.endswith(ending)), [])
     return wanted
-
-
-def _shards(index: Path, folder: str) -> list[str]:
-    from dia_jax.config import read_json
-
-    weight_map = read_json(index).get("weight_map", {})
-    return [folder + shard for shard in sorted(set(weight_map.values()))]

@@ -1,0 +1,171 @@
+"""The command line as a shell sees it: files, words and exit codes."""
+
+import io
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import soundfile
+
+from dia_jax.__main__ import run
+
+TEXT = "[S1] Hello. [S2] Hi there."
+
+
+@pytest.fixture(autouse=True)
+def _restore_process():
+    hook, cache = sys.unraisablehook, jax.config.jax_compilation_cache_dir
+    yield
+    sys.unraisablehook = hook
+    jax.config.update("jax_compilation_cache_dir", cache)
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+
+
+def generate(small: Path, *args: object) -> int:
+    return run(["generate", "--model", str(small), "--max-tokens", "10", "--quiet", *map(str, args)])
+
+
+def test_generate_writes_and_says_where(small: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
+    assert generate(small, TEXT, "-o", tmp_path / "hello.wav", "--seed", 3) == 0
+    assert soundfile.info(tmp_path / "hello.wav").frames == 10 * 512
+    assert f"{tmp_path / 'hello.wav'}: 0.12 s of audio, seed 3" in capsys.readouterr().out
+    assert generate(small, TEXT, "-o", tmp_path / "again.wav", "--seed", 3) == 0
+    assert (tmp_path / "again.wav").read_bytes() == (tmp_path / "hello.wav").read_bytes()
+
+
+def test_several_scripts_from_arguments_and_files(small: Path, tmp_path: Path):
+    (tmp_path / "scene.txt").write_text(TEXT + "\n", encoding="utf-8")
+    assert generate(small, TEXT, "--file", tmp_path / "scene.txt", "-o", tmp_path / "x.flac", "--seed", 0) == 0
+    one, _ = soundfile.read(tmp_path / "x-1.flac")
+    two, _ = soundfile.read(tmp_path / "x-2.flac")
+    np.testing.assert_array_equal(one, two)
+
+
+def test_a_voice_with_its_transcript(small: Path, tmp_path: Path):
+    soundfile.write(tmp_path / "me.wav", np.random.default_rng(0).uniform(-0.5, 0.5, 20_000), 22_050)
+    prompt = ("--audio-prompt", tmp_path / "me.wav", "--prompt-text", "[S1] What I say.")
+    assert generate(small, TEXT, *prompt, "-o", tmp_path / "x.wav", "--seed", 0) == 0
+    assert generate(small, "[S1] What I say. " + TEXT, *prompt[:2], "-o", tmp_path / "y.wav", "--seed", 0) == 0
+    assert (tmp_path / "x.wav").read_bytes() == (tmp_path / "y.wav").read_bytes()
+
+
+class Stdin(io.TextIOWrapper):
+    def isatty(self) -> bool:
+        return False
+
+
+def test_standard_input(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(sys, "stdin", Stdin(io.BytesIO(TEXT.encode() + b"\n")))
+    assert generate(small, "-o", tmp_path / "x.ogg") == 0
+    assert (tmp_path / "x.ogg").exists()
+
+
+def damaged(tmp_path: Path) -> dict[str, Path]:
+    files = {name: tmp_path / f"{name}.wav" for name in ("corrupt", "silent", "nothing")}
+    files["corrupt"].write_bytes(b"RIFFnothing that was ever a sound")
+    soundfile.write(files["silent"], np.zeros(9000), 44_100)
+    soundfile.write(files["nothing"], np.zeros(0), 44_100)
+    files["latin"] = tmp_path / "latin.txt"
+    files["latin"].write_bytes("[S1] Caf\u00e9.".encode("latin-1"))
+    return files
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["[S1]"], "no words"),
+        ([""], "script is empty"),
+        (["Hello."], "not with a speaker tag"),
+        (["[S1] " + "x" * 2000], "--truncate"),
+        (["[S1] a\x00b"], "padding"),
+        (["[S1] a\udcffb"], "not valid Unicode"),
+        (["--file", "{latin}"], "is not UTF-8: byte 8 is 0xe9"),
+        (["--file", "missing.txt"], "Cannot read missing.txt"),
+        ([TEXT, "--audio-prompt", "missing.wav"], "no audio file missing.wav"),
+        ([TEXT, "--audio-prompt", "{corrupt}"], "not a readable audio file"),
+        ([TEXT, "--audio-prompt", "{silent}"], "silent"),
+        ([TEXT, "--audio-prompt", "{nothing}"], "holds no samples"),
+        ([TEXT, "--prompt-text", "[S1] Who?"], "give --audio-prompt"),
+        ([TEXT, "--temperature", "-1"], "temperature is -1"),
+        ([TEXT, "--top-p", "2"], "top_p is 2"),
+        ([TEXT, "--max-tokens", "9999"], "room for 1 to 3056"),
+        ([TEXT, "--seed", "-3"], "seed is -3"),
+        ([TEXT, "-o", "/no/such/folder/x.wav"], "there is no directory /no/such/folder"),
+        ([TEXT, "-o", "x.doc"], "suffix must be one of"),
+        ([TEXT, "--model", "/no/such/model"], "no file or directory"),
+    ],
+)
+def test_bad_input_is_a_sentence_and_exit_code_2(
+    small: Path, tmp_path: Path, args: list[str], words: str, capsys: pytest.CaptureFixture, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    files = damaged(tmp_path)
+    before = sorted(os.listdir(tmp_path))
+    assert generate(small, "-o", "out.wav", *(arg.format(**files) if "{" in arg else arg for arg in args)) == 2
+    message = capsys.readouterr().err
+    assert words in message
+    assert message.startswith("dia-jax: ")
+    assert message.count("\n") == 1
+    assert "Traceback" not in message
+    assert sorted(os.listdir(tmp_path)) == before
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_an_output_without_permission(small: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
+    (tmp_path / "locked").mkdir(mode=0o500)
+    assert generate(small, TEXT, "-o", tmp_path / "locked" / "x.wav") == 2
+    assert "no permission" in capsys.readouterr().err
+
+
+def test_convert_and_info(small: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
+    assert run(["convert", str(small), str(tmp_path / "orbax"), "--verify", "--quiet"]) == 0
+    assert "dia from transformers to orbax layout, 47 tensors, every tensor verified" in capsys.readouterr().out
+    assert run(["info", str(tmp_path / "orbax")]) == 0
+    out = capsys.readouterr().out
+    assert "dia, orbax layout" in out
+    assert "variant: 0626" in out
+    assert f"jax {jax.__version__}" in out
+    assert run(["convert", str(small), str(tmp_path / "orbax")]) == 2
+    assert "exists already" in capsys.readouterr().err
+
+
+def test_arguments_that_do_not_parse_exit_with_2():
+    for args in (["generate", "--temperature", "warm"], ["nonsense"], ["convert"]):
+        with pytest.raises(SystemExit) as error:
+            run(args)
+        assert error.value.code == 2
+
+
+@pytest.mark.parametrize("command", ["generate", "convert", "info", "make-small"])
+def test_help_teaches_by_example(command: str, capsys: pytest.CaptureFixture):
+    with pytest.raises(SystemExit) as error:
+        run([command, "--help"])
+    assert error.value.code == 0
+    assert f"dia-jax {command}" in capsys.readouterr().out.split("usage:")[1].split("\n", 1)[1]
+
+
+def test_the_core_imports_neither_torch_nor_transformers():
+    code = "import sys, dia_jax, dia_jax.__main__, dia_jax.small; print({'torch', 'transformers'} & set(sys.modules))"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "set()"
+
+
+def test_the_convert_scripts(small: Path, tmp_path: Path):
+    scripts = Path(__file__).parent.parent / "convert"
+    steps = (
+        ("to_orbax.py", small, tmp_path / "a", ()),
+        ("from_orbax.py", tmp_path / "a", tmp_path / "b", ("--layout", "reference")),
+    )
+    for script, source, target, options in steps:
+        command = [sys.executable, scripts / script, source, target, "--verify", *options]
+        result = subprocess.run(command, capture_output=True, text=True, check=True)
+        assert "every tensor verified" in result.stdout
+    assert (tmp_path / "b" / "model.safetensors").exists()

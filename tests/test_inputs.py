@@ -1,0 +1,266 @@
+"""The small rooms: scripts, configs, the delay pattern, sound files."""
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import transformers
+from conftest import reference_config
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers.models.dia.tokenization_dia import DiaTokenizer
+
+from dia_jax import NONVERBAL_TAGS, AudioError, ConfigError, DacConfig, DiaConfig, TextError
+from dia_jax.audio import FORMATS, prepare_audio, read_audio, write_audio
+from dia_jax.delay import FREE, apply_delay, revert_delay
+from dia_jax.text import encode_text
+
+# --- Scripts ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("text", ["[S1] Hi. [S2] Ho! [S1]", "[S2]naïve 東京 [S1](laughs)", "[S1] [S3] [s1] \n tab\t"])
+def test_tokens_are_those_of_transformers(text: str):
+    expected = DiaTokenizer()(text, add_special_tokens=False)["input_ids"]
+    np.testing.assert_array_equal(encode_text(text, max_length=1024), expected)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", "is empty"),
+        (" \n", "is empty"),
+        ("Hello.", "not with a speaker tag"),
+        ("[S3] Hello.", "not with a speaker tag"),
+        ("[S1] [S2]", "no words"),
+        ("[S1] a\x00b", "padding"),
+        ("[S1] a\x01b", r"the tag \[S1\]"),
+        ("[S1] a\udcffb", "not valid Unicode"),
+        ("[S1] " + "x" * 1023, "1025 bytes long, but the model takes 1024"),
+        (b"[S1] bytes", "must be a string"),
+    ],
+)
+def test_scripts_that_are_refused(text, words: str):
+    with pytest.raises(TextError, match=words):
+        encode_text(text, max_length=1024)
+
+
+def test_a_long_script_is_cut_only_when_asked_and_between_characters():
+    tokens = encode_text("[S1] " + "é" * 600, max_length=1024, truncate=True)
+    assert len(tokens) == 1024
+    assert bytes(tokens) == b"\x01 " + "é".encode() * 511
+    tokens = encode_text("[S1]  " + "é" * 600, max_length=1024, truncate=True)
+    assert len(tokens) == 1023
+    assert len(encode_text("[S1] " + "x" * 1022, max_length=1024)) == 1024
+
+
+def test_the_sounds():
+    assert len(NONVERBAL_TAGS) == 21
+    assert all(tag.startswith("(") and tag.endswith(")") for tag in NONVERBAL_TAGS)
+
+
+# --- Configs ---------------------------------------------------------------------------------------------------------
+
+NESTED = {
+    "version": "0.1",
+    "model": {
+        "encoder": {"n_layer": 12, "n_embd": 1024, "n_hidden": 4096, "n_head": 16, "head_dim": 128},
+        "decoder": {
+            "n_layer": 18,
+            "n_embd": 2048,
+            "n_hidden": 8192,
+            "gqa_query_heads": 16,
+            "kv_heads": 4,
+            "gqa_head_dim": 128,
+            "cross_query_heads": 16,
+            "cross_head_dim": 128,
+        },
+        "src_vocab_size": 256,
+        "tgt_vocab_size": 1028,
+        "dropout": 0.0,
+        "some_key_nobody_knows": 1,
+    },
+    "training": {},
+    "data": {
+        "text_length": 1000,
+        "audio_length": 3072,
+        "channels": 9,
+        "text_pad_value": 0,
+        "audio_eos_value": 1024,
+        "audio_bos_value": 1026,
+        "audio_pad_value": 1025,
+        "delay_pattern": [0, 8, 9, 10, 11, 12, 13, 14, 15],
+    },
+}
+
+
+def test_three_schemas_of_the_same_model():
+    nested = DiaConfig.from_json(NESTED)
+    assert nested.variant == "v0.1"
+    assert nested.encoder.max_length == 1024
+    flat = DiaConfig.from_json(transformers.DiaConfig().to_dict())
+    old = transformers.DiaConfig().to_dict()
+    for part in ("encoder_config", "decoder_config"):
+        old[part]["rope_theta"] = old[part].pop("rope_parameters")["rope_theta"]
+        old[part]["rope_scaling"] = None
+    old |= {"eos_token_id": 1024, "pad_token_id": 1025, "bos_token_id": 1026}
+    assert DiaConfig.from_json(old) == flat == DiaConfig()
+    assert DiaConfig.from_json(NESTED, variant="0626") == flat
+    assert DiaConfig.from_json(transformers.DiaConfig().to_dict(), variant="v0.1") == nested
+
+
+@pytest.mark.parametrize("config", [DiaConfig(), DiaConfig(variant="v0.1")])
+def test_written_configs_are_read_back(config: DiaConfig):
+    assert DiaConfig.from_json(json.loads(json.dumps(config.to_json()))) == config
+    if config.variant == "v0.1":
+        assert DiaConfig.from_json(json.loads(json.dumps(config.to_nested_json()))) == config
+    assert DiaConfig.from_json(reference_config().to_dict()) != config
+
+
+def test_src_vocab_size_is_128_if_absent():
+    data = json.loads(json.dumps(NESTED))
+    del data["model"]["src_vocab_size"]
+    assert DiaConfig.from_json(data).encoder.vocab_size == 128
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda d: d["model"]["decoder"].pop("kv_heads"), "lacks the key 'kv_heads'"),
+        (lambda d: d["model"]["decoder"].update(kv_heads=5), "not a multiple of its 5"),
+        (lambda d: d["model"]["decoder"].update(n_layer="many"), "num_layers is 'many'"),
+        (lambda d: d["data"].update(delay_pattern=[0, 1]), "must hold 9 numbers"),
+        (lambda d: d["data"].update(delay_pattern=[1] * 9), "must start with 0"),
+        (lambda d: d["data"].update(audio_eos_value=1027), "token ids"),
+        (lambda d: d["data"].update(text_length=None), "wrong kind"),
+        (lambda d: d.pop("data"), "neither `model` and `data`"),
+    ],
+)
+def test_unusable_configs(change, words: str):
+    data = json.loads(json.dumps(NESTED))
+    change(data)
+    with pytest.raises(ConfigError, match=words):
+        DiaConfig.from_json(data)
+
+
+def test_dac_configs():
+    assert DacConfig.from_json(transformers.DacConfig(sampling_rate=44100).to_dict()) == DacConfig()
+    assert DacConfig.from_json(DacConfig().to_kwargs()) == DacConfig() == DacConfig.from_json(DacConfig().to_json())
+    with pytest.raises(ConfigError, match="odd one"):
+        DacConfig(strides=(2, 4, 5, 8))
+    with pytest.raises(ConfigError, match="lacks the key"):
+        DacConfig.from_json({})
+
+
+# --- The delay pattern -----------------------------------------------------------------------------------------------
+
+
+@given(
+    delays=st.lists(st.integers(0, 9), min_size=1, max_size=6).map(lambda rest: (0, *rest)),
+    frames=st.integers(0, 20),
+    spare=st.integers(0, 5),
+)
+def test_delay_and_back(delays: tuple[int, ...], frames: int, spare: int):
+    codes = np.random.default_rng(0).integers(0, 50, (frames, len(delays)))
+    rows = frames + max(delays) + 1 + spare
+    grid = apply_delay(codes, rows=rows, delay_pattern=delays, bos_token_id=99)
+    np.testing.assert_array_equal(revert_delay(grid, start=0, stop=frames, delay_pattern=delays), codes)
+    for channel, delay in enumerate(delays):
+        assert (grid[: delay + 1, channel] == 99).all()
+        assert (grid[delay + 1 + frames :, channel] == FREE).all()
+
+
+def test_a_grid_too_short_is_an_error():
+    with pytest.raises(ValueError, match="need 6 rows, not 5"):
+        apply_delay(np.zeros((2, 2)), rows=5, delay_pattern=(0, 3), bos_token_id=9)
+
+
+# --- Sound -----------------------------------------------------------------------------------------------------------
+
+
+def tone(seconds: float, rate: int, hertz: float = 440.0) -> np.ndarray:
+    return (0.5 * np.sin(2 * np.pi * hertz * np.arange(int(seconds * rate)) / rate)).astype(np.float32)
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_writing_and_reading(tmp_path: Path, suffix: str):
+    path, samples = tmp_path / f"tone{suffix}", tone(3.0, 44100)
+    write_audio(path, samples, rate=44100)
+    assert [p.name for p in tmp_path.iterdir()] == [path.name]
+    back = read_audio(path, rate=44100)
+    assert abs(len(back) - len(samples)) <= 2304  # an mp3 holds whole frames
+    middle = slice(5000, 100_000)
+    assert np.corrcoef(back[middle], samples[middle])[0, 1] > 0.99
+    assert soundfile.info(path).samplerate == 44100
+
+
+@pytest.mark.parametrize("rate", [8000, 22050, 44100, 48000, 96000])
+@pytest.mark.parametrize("channels", [1, 2])
+def test_any_rate_and_stereo(tmp_path: Path, rate: int, channels: int):
+    samples = np.stack([tone(1.0, rate)] * channels, axis=1)
+    soundfile.write(tmp_path / "x.wav", samples, rate)
+    expected = tone(1.0, 44100)
+    for actual in (
+        read_audio(tmp_path / "x.wav", rate=44100),
+        prepare_audio(samples, rate, rate=44100),
+        prepare_audio(samples.T, rate, rate=44100),
+        prepare_audio((samples * 32767).astype(np.int16), rate, rate=44100),
+    ):
+        assert abs(len(actual) - 44100) <= 1
+        np.testing.assert_allclose(actual[2000:40000], expected[2000:40000], atol=2e-3)
+
+
+@pytest.mark.parametrize(
+    ("samples", "rate", "words"),
+    [
+        (np.zeros(0), 44100, "no samples"),
+        (np.zeros((0, 2)), 44100, "no samples"),
+        (np.zeros(1000), 44100, "silent"),
+        (np.full(1000, np.nan), 44100, "NaN"),
+        (np.ones((3, 3, 3)), 44100, "give numbers"),
+        (np.array(["a"]), 44100, "give numbers"),
+        (np.ones((100, 9)), 44100, "9 channels"),
+        (np.ones(1000), 0, "sample rate 0"),
+        (np.ones(1000), -44100, "sample rate -44100"),
+        (np.ones(1000), float("nan"), "sample rate nan"),
+        (np.ones(1000), "44100", "sample rate '44100'"),
+        (np.ones(1000), 44.1, "sample rate 44.1"),
+    ],
+)
+def test_audio_that_is_refused(samples, rate, words: str):
+    with pytest.raises(AudioError, match=words):
+        prepare_audio(samples, rate, rate=44100)
+
+
+def test_files_that_are_refused(tmp_path: Path):
+    with pytest.raises(AudioError, match="There is no audio file"):
+        read_audio(tmp_path / "missing.wav", rate=44100)
+    (tmp_path / "corrupt.wav").write_bytes(b"RIFF\x00nonsense")
+    with pytest.raises(AudioError, match="not a readable audio file"):
+        read_audio(tmp_path / "corrupt.wav", rate=44100)
+    for name, samples, words in (("empty", np.zeros(0), "no samples"), ("silent", np.zeros(999), "silent")):
+        soundfile.write(tmp_path / f"{name}.wav", samples, 44100)
+        with pytest.raises(AudioError, match=words):
+            read_audio(tmp_path / f"{name}.wav", rate=44100)
+
+
+def test_writes_that_are_refused_leave_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    path = tmp_path / "x.wav"
+    path.write_text("precious")
+    with pytest.raises(AudioError, match="not a finite array"):
+        write_audio(path, np.array([np.nan]), rate=44100)
+    with pytest.raises(AudioError, match=r"suffix must be one of \.wav, \.flac"):
+        write_audio(tmp_path / "x.aac", tone(0.1, 44100), rate=44100)
+    with pytest.raises(AudioError, match="no directory"):
+        write_audio(tmp_path / "no" / "x.wav", tone(0.1, 44100), rate=44100)
+
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(soundfile.SoundFile, "write", full)
+    with pytest.raises(AudioError, match="No space left"):
+        write_audio(path, tone(0.1, 44100), rate=44100)
+    assert path.read_text() == "precious"
+    assert os.listdir(tmp_path) == ["x.wav"]
