@@ -1,7 +1,9 @@
 """The command line, `dia-jax`: generate, convert, info, make-small.
 
-Turns arguments into calls of the library, and its errors into one sentence and an exit code: 0 done, 1 failed, 2 something
-handed in cannot be used, 130 interrupted. The only place that touches jax's configuration (the cache of compiled programs).
+Turns arguments into calls of the library, and its errors into one sentence and an exit code: 0 done, 1 failed, 2
+    something
+handed in cannot be used, 130 interrupted. The only place that touches jax's configuration (the cache of compiled
+programs).
 """
 
 import dataclasses
@@ -9,7 +11,7 @@ import os
 import sys
 import time
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -39,7 +41,8 @@ class Generate:
 
     echo "[S1] From a pipe. [S2] Really? [S1]" | dia-jax generate --output pipe.mp3
 
-    dia-jax generate "[S1] What I say next, in the same voice." --audio-prompt me.wav --prompt-text "[S1] What I say in me.wav."
+    dia-jax generate "[S1] What I say next, in the same voice." --audio-prompt me.wav --prompt-text "[S1] What I say in
+    me.wav."
     """
 
     text: Positional[tuple[str, ...]] = ()
@@ -57,7 +60,7 @@ class Generate:
     prompt_text: str | None = None
     """What is said in the audio prompt, with its speaker tags; it is put in front of each script."""
     max_tokens: int | None = None
-    """New frames at most, 86 a second, the prompt not counted; by default all that fits (about 35 s with the prompt)."""
+    """New frames at most, 86 a second, the prompt not counted; by default all that fits (35 s with the prompt)."""
     cfg_scale: float = 3.0
     """How strongly the script guides."""
     temperature: float = 1.2
@@ -150,15 +153,17 @@ def _decode(data: bytes, name: str) -> str:
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise DiaError(f"{name} is not UTF-8: byte {error.start} is {data[error.start]:#04x}; save it as UTF-8.") from None
+        raise DiaError(
+            f"{name} is not UTF-8: byte {error.start} is {data[error.start]:#04x}; save it as UTF-8."
+        ) from None
 
 
 @dataclasses.dataclass(frozen=True)
 class Convert:
     """Convert a Dia or DAC checkpoint between layouts.
 
-    Reads the reference's layout (safetensors, .pth, .bin), that of transformers (sharded or not), descript's weights.pth
-    and Orbax directories; which one it is, the tensors' names tell.
+    Reads the reference's layout (safetensors, .pth, .bin), that of transformers (sharded or not), descript's
+    weights.pth and Orbax directories; which one it is, the tensors' names tell.
 
     Try:
 
@@ -277,13 +282,11 @@ class MakeSmall:
     def run(self) -> None:
         from dia_jax.small import make_small
 
-        make_small(
-            self.target, layout=self.layout, dac_layout=self.dac_layout, variant=self.variant, seed=self.seed
-        )
+        make_small(self.target, layout=self.layout, dac_layout=self.dac_layout, variant=self.variant, seed=self.seed)
         print(f"{self.target}: a small Dia and DAC with random weights; they make noise, not speech.")
 
 
-COMMANDS = {"generate": Generate, "convert": Convert, "info": Info, "make-small": MakeSmall}
+COMMANDS: dict[str, Any] = {"generate": Generate, "convert": Convert, "info": Info, "make-small": MakeSmall}
 
 
 def main() -> None:
@@ -293,7 +296,7 @@ def main() -> None:
 
 def run(args: list[str]) -> int:
     """Runs the command line and gives its exit code; argparse's own errors exit with 2 by themselves."""
-    command = tyro.extras.subcommand_cli_from_dict(COMMANDS, prog="dia-jax", description=DESCRIPTION, args=args)
+    command: Any = tyro.extras.subcommand_cli_from_dict(COMMANDS, prog="dia-jax", description=DESCRIPTION, args=args)
     try:
         _keep_compiled_programs()
         _drop_noise_of_failed_reads()
@@ -312,7 +315,7 @@ def run(args: list[str]) -> int:
 
 
 def _drop_noise_of_failed_reads() -> None:
-    """When Orbax fails to read an array, a callback may come back to its closed event loop; the failure itself is told."""
+    """When Orbax fails to read an array, callbacks may find its event loop closed; the failure itself is told."""
     default = sys.unraisablehook
 
     def hook(unraisable) -> None:
@@ -325,7 +328,7 @@ def _drop_noise_of_failed_reads() -> None:
 def _keep_compiled_programs() -> None:
     import jax
 
-    if jax.config.jax_compilation_cache_dir is None:
+    if jax.config.jax_compilation_cache_dir is None:  # pyrefly: ignore[missing-attribute]
         cache = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "dia_jax" / "compiled"
         jax.config.update("jax_compilation_cache_dir", str(cache))
 

@@ -55,7 +55,8 @@ def prepare_audio(samples: Any, samples_rate: float, *, rate: int, name: str = "
     """Mixes down and resamples an array.
 
     Args:
-        samples: [n], [n, channels] or [channels, n], at most 8 channels; floats in -1 .. 1, or integers of their full range.
+        samples: [n], [n, channels] or [channels, n], at most 8 channels; floats in -1 .. 1, or integers of their full
+            range.
         samples_rate: its samples a second, within `RATES`.
         rate: samples a second to resample to.
         name: what to call it in an error.

@@ -1,12 +1,14 @@
 """Weights on disk: which layout a directory or file holds, how its names and shapes map to ours, reading and writing.
 
 Dia comes in the reference's layout (safetensors, or .pth/.bin, which need torch), in that of transformers (one file or
-sharded) and as our Orbax directory; DAC in descript's `weights.pth`, in that of `dac_44khz`, and as our Orbax directory. The layout is told
-from the tensors' names, never from the file's. Knows the hub only as a directory that somebody else has filled.
+sharded) and as our Orbax directory; DAC in descript's `weights.pth`, in that of `dac_44khz`, and as our Orbax
+directory. The layout is told from the tensors' names, never from the file's. Knows the hub only as a directory that
+somebody else has filled.
 
 Reading streams: one tensor at a time is read, checked, turned into our shape and put on the device, so that host memory
-holds at most the model and its largest tensor. Everything wrong with a checkpoint is collected and told at once. Writing
-goes to a temporary name beside the target and is renamed when all is there. Pickles are opened with `weights_only` alone.
+holds at most the model and its largest tensor. Everything wrong with a checkpoint is collected and told at once.
+Writing goes to a temporary name beside the target and is renamed when all is there. Pickles are opened with
+`weights_only` alone.
 """
 
 import collections
@@ -277,7 +279,7 @@ def _list_orbax(folder: Path) -> dict[str, StoredTensor]:
     level = logger.level
     try:
         logger.setLevel(logging.ERROR)  # what Orbax warns of here is told below
-        metadata = ocp.metadata(folder).metadata
+        metadata: Any = ocp.metadata(str(folder)).metadata
     except (OSError, ValueError, KeyError) as error:
         raise CheckpointError(f"{folder} is a damaged Orbax checkpoint: {str(error).splitlines()[0]}.") from None
     finally:
@@ -290,9 +292,10 @@ def _list_orbax(folder: Path) -> dict[str, StoredTensor]:
     def read(name: str) -> np.ndarray:
         # A numpy array as the abstract value makes Orbax restore to host memory; broadcasting makes one without bytes.
         leaf = metadata[name]
-        wanted: dict[str, Any] = dict.fromkeys(metadata, ocp.PLACEHOLDER)
+        wanted: Any = dict.fromkeys(metadata, ocp.PLACEHOLDER)
         wanted[name] = np.broadcast_to(np.zeros((), leaf.dtype), leaf.shape)
-        return ocp.load(folder, wanted)[name]
+        loaded: Any = ocp.load(str(folder), wanted)
+        return loaded[name]
 
     return {
         name: StoredTensor(tuple(leaf.shape), np.dtype(leaf.dtype).name, lambda name=name: read(name))
@@ -621,7 +624,8 @@ def write_params(folder: Path, config: DiaConfig | DacConfig, params: nnx.State,
         raise CheckpointError(f"Layout {layout!r} is not one of {'Dia' if is_dia else 'DAC'}'s: {', '.join(kinds)}.")
     values = _by_path(params)
     if layout == "orbax":
-        ocp.save(folder.absolute() / ORBAX_FOLDER, {path: value[...] for path, value in values.items()})
+        arrays: Any = {path: value[...] for path, value in values.items()}
+        ocp.save(str(folder.absolute() / ORBAX_FOLDER), arrays)
         _write_json(folder / "config.json", config.to_json())
         return
 
@@ -674,7 +678,10 @@ def _write_json(path: Path, data: Any) -> None:
 
 
 def _write_safetensors(folder: Path, entries: dict[str, _Entry], *, max_shard_bytes: int | None) -> None:
-    """`model.safetensors`, or shards with an index. The library's writer wants all tensors in memory twice; this one streams."""
+    """`model.safetensors`, or shards with an index.
+
+    Written here, because the library's own writer wants all tensors in memory at once, twice; this one streams.
+    """
     shards: list[dict[str, _Entry]] = [{}]
     size = 0
     for name, entry in entries.items():

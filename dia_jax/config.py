@@ -1,4 +1,5 @@
-"""What a Dia model and a DAC codec are made of: sizes, token ids, delays, and which behaviour the weights were trained for.
+"""What a Dia model and a DAC codec are made of: sizes, token ids, delays, and which behaviour the weights were trained
+for.
 
 Knows the JSON schemas in which these facts travel (Dia v0.1, Dia 0626, transformers 5, DAC in transformers, DAC in
 descript's metadata) and turns each into one frozen, hashable dataclass. Knows nothing of weights, files' places or JAX.

@@ -1,12 +1,12 @@
 """The Descript Audio Codec (Kumar et al., 2023): samples to codes and back, as Flax NNX modules.
 
-Knows sizes and weights; knows no Dia. The parameters' paths are those of `descript/dac_44khz` on the hub; activations are
-[B, time, channels] and convolution kernels [width, in, out]. Everything is float32, products included.
+Knows sizes and weights; knows no Dia. The parameters' paths are those of `descript/dac_44khz` on the hub; activations
+are [B, time, channels] and convolution kernels [width, in, out]. Everything is float32, products included.
 
 Everything is convolutional with a finite receptive field, so a window of frames with enough context on both sides gives
 exactly what the whole would. `decode_codes` and `encode_samples` build on that: one compiled program a window size,
-whatever the length, in bounded memory. The right end of a clip inside a fixed window is made by zeroing, in front of every
-convolution, what lies behind it; that is what the padding of a convolution over the whole clip would have read.
+whatever the length, in bounded memory. The right end of a clip inside a fixed window is made by zeroing, in front of
+every convolution, what lies behind it; that is what the padding of a convolution over the whole clip would have read.
 """
 
 import functools
@@ -168,7 +168,7 @@ class Decoder(nnx.Module):
 
 
 class VectorQuantizer(nnx.Module):
-    """One codebook: the nearest entry between L2-normalised vectors; what comes out is the entry as it is, projected."""
+    """One codebook: the nearest entry between L2-normalised vectors; what comes out is the entry itself, projected."""
 
     def __init__(self, config: DacConfig, *, rngs: nnx.Rngs):
         self.in_proj = Conv(config.latent_size, config.codebook_dim, 1, rngs=rngs)
@@ -233,8 +233,9 @@ class Dac(nnx.Module):
 def decoder_context(config: DacConfig) -> int:
     """Frames on either side on which a decoded frame depends.
 
-    Walks the receptive field backwards from the samples [0, hop) of a frame: a convolution of width w and dilation d adds
-    d (w - 1) / 2 on either side; the transposed one of stride s reads input i for the outputs s i - s / 2 .. s i + 3 s / 2 - 1.
+    Walks the receptive field backwards from the samples [0, hop) of a frame: a convolution of width w and dilation d
+    adds d (w - 1) / 2 on either side; the transposed one of stride s reads input i for the outputs s i - s / 2 .. s i +
+    3 s / 2 - 1.
     """
     first, last = 0, config.hop - 1  # samples that are asked for
     widen = (KERNEL - 1) // 2

@@ -1,10 +1,11 @@
-"""The decode loop: `prefill` makes a `DecodeState`, `decode_chunk` carries it on; both are one compiled program a shape.
+"""The decode loop: `prefill` makes a `DecodeState`, `decode_chunk` carries it on; both are one compiled program a
+shape.
 
 Knows the model, the grid and the end of a clip. Knows no text, files or audio. Nothing crosses to the host inside
 `decode_chunk`; its settings and the number of its steps are traced, so one program serves whatever is asked.
 
-Each clip stands at its own row of the grid and carries its own key, so what it becomes does not depend on its neighbours,
-on the padding of the batch, or on how many steps a call runs.
+Each clip stands at its own row of the grid and carries its own key, so what it becomes does not depend on its
+neighbours, on the padding of the batch, or on how many steps a call runs.
 """
 
 import dataclasses
@@ -72,7 +73,7 @@ class Clip:
 
 
 def bucket(size: int, smallest: int, largest: int) -> int:
-    """The smallest of `smallest`, 2 `smallest`, 4 `smallest`, ... that holds `size`; `largest` in place of a larger one."""
+    """The least of `smallest`, 2 `smallest`, 4 `smallest`, ... that holds `size`; `largest` where that is less."""
     bound = smallest
     while bound < size:
         bound *= 2

@@ -1,5 +1,6 @@
-"""From a name to a local directory: a path that is there already, or a Hugging Face hub repo of which only what is needed
-is fetched. Knows file names, because a remote file has no content yet; what the files hold is `checkpoint`'s business.
+"""From a name to a local directory: a path that is there already, or a Hugging Face hub repo of which only what is
+needed is fetched. Knows file names, because a remote file has no content yet; what the files hold is `checkpoint`'s
+business.
 """
 
 import os
@@ -44,12 +45,16 @@ def resolve(
     repo = os.fspath(name)
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo) or repo.startswith("."):
         raise HubError(f"{repo} is no file or directory here, and no name of a hub repo (owner/name) either.")
-    options = {"revision": revision, "cache_dir": cache_dir, "token": token}
+    cache = None if cache_dir is None else os.fspath(cache_dir)
     reason = "local_files_only is set"
     if not local_files_only:
         try:
-            wanted = _choose(repo, **options)
-            return Path(huggingface_hub.snapshot_download(repo, allow_patterns=wanted, **options))
+            wanted = _choose(repo, revision=revision, cache_dir=cache, token=token)
+            return Path(
+                huggingface_hub.snapshot_download(
+                    repo, revision=revision, cache_dir=cache, token=token, allow_patterns=wanted
+                )
+            )
         except errors.GatedRepoError:
             raise HubError(
                 f"The hub repo {repo} is gated: accept its terms on its page, then log in or pass a token."
@@ -62,15 +67,13 @@ def resolve(
             reason = f"the hub cannot be reached ({str(error).splitlines()[0][:120]})"
     # Not snapshot_download: it takes a snapshot of chosen files for an interrupted download of all.
     for name in ("config.json", "weights.pth"):
-        cached = huggingface_hub.try_to_load_from_cache(repo, name, cache_dir=cache_dir, revision=revision)
+        cached = huggingface_hub.try_to_load_from_cache(repo, name, cache_dir=cache, revision=revision)
         if isinstance(cached, str):
             return Path(cached).parent
     raise HubError(f"{repo} is not in the cache, and {reason}; fetch it once while online.")
 
 
-def _choose(
-    repo: str, *, revision: str | None, cache_dir: str | os.PathLike | None, token: str | bool | None
-) -> list[str]:
+def _choose(repo: str, *, revision: str | None, cache_dir: str | None, token: str | bool | None) -> list[str]:
     """The files to fetch: a repo may hold the same weights many times over."""
     files = huggingface_hub.HfApi(token=token or None).list_repo_files(repo, revision=revision)
     wanted = []

@@ -1,8 +1,8 @@
 """Dia's network: a byte-text encoder and an audio decoder over nine delayed channels, as Flax NNX modules.
 
-Knows weights and pure calls. Key/value caches come in as arguments and go out as results; sampling, the delay pattern and
-files are other rooms. The parameters' paths are the reference's names (encoder.layers.0.self_attention.q_proj.weight);
-every kernel is stored as [in, out], heads flattened.
+Knows weights and pure calls. Key/value caches come in as arguments and go out as results; sampling, the delay pattern
+and files are other rooms. The parameters' paths are the reference's names
+(encoder.layers.0.self_attention.q_proj.weight); every kernel is stored as [in, out], heads flattened.
 
 Dimensions:
     B clips          R rows of a batch (two a clip while decoding: unconditional, conditional)
@@ -12,8 +12,8 @@ Dimensions:
     N query heads    K key/value heads    G = N / K    H head_dim
 
 Numerics: kernels and caches are in the compute dtype; norms, RoPE, softmax, the residual stream and the logits are in
-float32, and every product accumulates in float32. Attention is not scaled (factor 1.0), so its scores are large and do not
-bear 16 bits.
+float32, and every product accumulates in float32. Attention is not scaled (factor 1.0), so its scores are large and do
+not bear 16 bits.
 """
 
 import dataclasses
@@ -44,7 +44,8 @@ def rope_angles(positions: jax.Array, head_dim: int, theta: float) -> tuple[jax.
     Returns:
         Two float32 arrays [R, T, 1, H / 2].
     """
-    # Powers in float64, rounded once: in float32 they would depend on the platform's pow, and positions multiply the error.
+    # Powers in float64, rounded once: in float32 they would depend on the platform's pow, and positions multiply the
+    # error.
     frequencies = np.float32(1.0) / np.power(theta, np.arange(0, head_dim, 2) / head_dim).astype(np.float32)
     angles = positions[..., None, None].astype(jnp.float32) * frequencies
     return jnp.cos(angles), jnp.sin(angles)
@@ -74,15 +75,16 @@ def attend(q: jax.Array, kv: KV, mask: jax.Array) -> jax.Array:
         float32 [R, T, N * H].
     """
     rows, time, heads, head_dim = q.shape
-    dtype = kv.k.dtype
-    q = q.astype(dtype).reshape(rows, time, kv.k.shape[1], -1, head_dim)  # [R, T, K, G, H]
-    precision = _precision(dtype)
-    scores = jnp.einsum("RTKGH,RKSH->RKGTS", q, kv.k, precision=precision, preferred_element_type=jnp.float32)
+    dtype, precision = kv.k.dtype, _precision(kv.k.dtype)
+    # Batch, rows, columns in this order on both sides: XLA's CPU backend has no 16-bit product with a transposed
+    # result.
+    q = q.astype(dtype).reshape(rows, time, kv.k.shape[1], -1, head_dim).transpose(0, 2, 3, 1, 4)  # [R, K, G, T, H]
+    scores = jnp.einsum("RKGTH,RKSH->RKGTS", q, kv.k, precision=precision, preferred_element_type=jnp.float32)
     # A finite floor, so that a row with nothing to see (padding) yields numbers that are thrown away, not NaN.
     scores = jnp.where(mask[:, None, None], scores, jnp.finfo(jnp.float32).min)
     weights = jax.nn.softmax(scores, axis=-1).astype(dtype)
-    out = jnp.einsum("RKGTS,RKSH->RTKGH", weights, kv.v, precision=precision, preferred_element_type=jnp.float32)
-    return out.reshape(rows, time, heads * head_dim)
+    out = jnp.einsum("RKGTS,RKSH->RKGTH", weights, kv.v, precision=precision, preferred_element_type=jnp.float32)
+    return out.transpose(0, 3, 1, 2, 4).reshape(rows, time, heads * head_dim)
 
 
 class Linear(nnx.Module):

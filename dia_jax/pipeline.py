@@ -1,4 +1,5 @@
-"""class Dia: from a checkpoint and a script to codes and samples. Joins text, model, loop and codec; checks what callers hand in.
+"""class Dia: from a checkpoint and a script to codes and samples. Joins text, model, loop and codec; checks what
+callers hand in.
 
 Knows numpy at its doors: scripts and prompts come in, codes and float32 samples go out. Nothing here runs once a step.
 """
@@ -161,8 +162,8 @@ class Dia:
             temperature: 0 takes the likeliest token each time.
             top_p: in (0, 1].
             cfg_filter_top_k: tokens that stay candidates, chosen by the guided logits.
-            seed: an int or key, or a list of one a clip; an int or key alone is used for each clip as if it were alone, so
-                that a clip does not depend on the others. None draws new ones.
+            seed: an int or key, or a list of one a clip; an int or key alone is used for each clip as if it were alone,
+                so that a clip does not depend on the others. None draws new ones.
             truncate: cut a script that is too long, instead of refusing it.
             progress: show a progress bar.
 
@@ -327,7 +328,7 @@ class Dia:
             if room < 1:
                 raise SettingError(
                     f"The audio prompt is {len(prompt)} frames long; the model's {self.config.decoder.max_length} rows "
-                    f"hold {self.config.frame_budget} frames with what is to be spoken. Use a prompt of 5 to 10 seconds."
+                    f"hold {self.config.frame_budget} frames with what is to be spoken; use a prompt of 5 to 10 s."
                 )
             frames = room if max_tokens is None else int(max_tokens)
             if not 1 <= frames <= room:
@@ -382,9 +383,9 @@ def _keys(seed: Seed | Sequence[Seed] | None, count: int) -> list[jax.Array]:
 
     if seed is None:
         return [one(secrets.randbits(32)) for _ in range(count)]
-    many = isinstance(seed, (list, tuple)) or (isinstance(seed, (jax.Array, np.ndarray)) and seed.ndim == 1)
-    if not many:
-        return [one(seed)] * count
-    if len(seed) != count:
-        raise SettingError(f"There are {count} scripts but {len(seed)} seeds; give one each, or one for all.")
-    return [one(value) for value in seed]
+    if isinstance(seed, (list, tuple)) or (isinstance(seed, (jax.Array, np.ndarray)) and seed.ndim == 1):
+        seeds = list(seed)
+        if len(seeds) != count:
+            raise SettingError(f"There are {count} scripts but {len(seeds)} seeds; give one each, or one for all.")
+        return [one(value) for value in seeds]
+    return [one(seed)] * count

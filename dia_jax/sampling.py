@@ -1,6 +1,7 @@
 """From the logits of one row to its tokens: guidance, top-k filter, EOS rule, temperature, top-p, draw.
 
-Pure functions of one clip's row, for `jax.vmap` to spread over a batch. Every setting is traced, so no setting recompiles.
+Pure functions of one clip's row, for `jax.vmap` to spread over a batch. Every setting is traced, so no setting
+recompiles.
 Knows nothing of time: which tokens are given, and when a clip ends, is the decode loop's business.
 """
 
@@ -8,8 +9,11 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from dia_jax.config import Variant
+
+Scalar = float | np.number | jax.Array
 
 
 @jax.tree_util.register_dataclass
@@ -24,10 +28,10 @@ class SamplingSettings:
         cfg_filter_top_k: keeps this many tokens, the best by the guided logits.
     """
 
-    cfg_scale: float | jax.Array = 3.0
-    temperature: float | jax.Array = 1.2
-    top_p: float | jax.Array = 0.95
-    cfg_filter_top_k: int | jax.Array = 45
+    cfg_scale: Scalar = 3.0
+    temperature: Scalar = 1.2
+    top_p: Scalar = 0.95
+    cfg_filter_top_k: Scalar = 45
 
 
 def candidate_logits(
@@ -83,7 +87,7 @@ def sample(
     return jnp.argmax(logits + noise, axis=-1).astype(jnp.int32)
 
 
-def _is_top_k(logits: jax.Array, k: int | jax.Array) -> jax.Array:
+def _is_top_k(logits: jax.Array, k: Scalar) -> jax.Array:
     # A sort and a threshold: lax.top_k would want k at compile time.
     size = logits.shape[-1]
     ascending = jnp.sort(logits, axis=-1)
@@ -91,7 +95,7 @@ def _is_top_k(logits: jax.Array, k: int | jax.Array) -> jax.Array:
     return logits >= threshold
 
 
-def _is_top_p(logits: jax.Array, top_p: float | jax.Array) -> jax.Array:
+def _is_top_p(logits: jax.Array, top_p: Scalar) -> jax.Array:
     probs = jax.nn.softmax(logits, axis=-1)
     probs = jnp.where(jnp.isnan(probs), 0.0, probs)  # no candidate at all
     descending = -jnp.sort(-probs, axis=-1)

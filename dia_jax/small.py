@@ -1,4 +1,5 @@
-"""A small Dia and a small DAC with random weights, written in the layouts of the hub: for tests and for trying things out.
+"""A small Dia and a small DAC with random weights, written in the layouts of the hub: for tests and for trying things
+out.
 
 It makes noise, not speech. Everything else is real: the files, the limits of 1024 bytes and 3072 rows, nine channels.
 """
@@ -33,10 +34,11 @@ SMALL_DAC = DacConfig(encoder_size=4, decoder_size=64)
 def random_params(
     config: DiaConfig | DacConfig, *, seed: int = 0, dtype: str = "float32"
 ) -> tuple[nnx.GraphDef, nnx.State]:
-    """Random weights of any size, drawn in numpy (a full-size model in seconds, where compiling initialisers takes minutes).
+    """Random weights of any size, drawn in numpy: a full-size model in seconds.
 
-    Kernels are normal with deviation 1 / sqrt(inputs), embeddings with 1 / sqrt(channels), so that activations keep their scale; norms and
-    Snake's alphas lie around 1, biases around 0.
+    Kernels are normal with deviation 1 / sqrt(inputs), so that activations keep their scale; queries with
+    1 / sqrt(head_dim) of that, because Dia does not scale its attention scores. Norms and Snake's alphas lie around 1,
+    biases around 0.
 
     Returns:
         graphdef and state, as `checkpoint.load_params` gives them.
@@ -52,12 +54,14 @@ def random_params(
             return 1 + 0.1 * noise
         if path[-1] == "codebook":
             return noise
-        if "embeddings" in path:
-            assert isinstance(config, DiaConfig)
-            return noise / math.sqrt(config.decoder.num_channels)
-        if "embedding" in path:
-            return noise
+        if "embeddings" in path or "embedding" in path:  # the decoder's are summed over its channels
+            return noise / 3 if "embeddings" in path else noise
         gain = 1.0
+        if path[-2] == "q_proj":
+            assert isinstance(config, DiaConfig)
+            sizes = config.encoder if path[0] == "encoder" else config.decoder
+            head_dim = config.decoder.cross_head_dim if "cross_attention" in path else sizes.head_dim
+            gain = head_dim**-0.5
         if isinstance(config, DacConfig):  # twelve residual units would make it thousands of times louder
             is_last = path == ("decoder", "conv2", "weight")
             gain = 0.1 if is_last else 0.3 if str(path[-3]).startswith("res_unit") and path[-2] == "conv2" else 1.0

@@ -1,4 +1,4 @@
-"""What the tests share: reference models with random weights, made by `transformers` itself and written as it writes them."""
+"""What the tests share: reference models with random weights, made and written by `transformers` itself."""
 
 import dataclasses
 from pathlib import Path
@@ -66,7 +66,7 @@ def reference_generate(
     prompt: np.ndarray | None = None,
     **settings: float,
 ) -> np.ndarray:
-    """Greedy codes [n, 9] of one clip from `transformers`, the delay put on and taken off by its own processor's functions."""
+    """Greedy codes [n, 9] of one clip, the delay put on and taken off by the functions of `transformers`' processor."""
     delays, channels = model.config.delay_pattern, model.config.decoder_config.num_channels
     bos, pad = model.config.decoder_config.bos_token_id, model.config.decoder_config.pad_token_id
     prompt = np.zeros((0, channels), np.int64) if prompt is None else prompt

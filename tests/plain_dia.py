@@ -1,7 +1,7 @@
 """Dia in plain numpy, written from the description of the model alone: slow, float64, no cache, no batch, no JAX.
 
-The independent judge of v0.1, for which no package holds a reference; checked against `transformers` in the 0626 behaviour,
-which shares all of it but what `v01` switches.
+The independent judge of v0.1, for which no package holds a reference; checked against `transformers` in the 0626
+behaviour, which shares all of it but what `v01` switches.
 """
 
 import numpy as np

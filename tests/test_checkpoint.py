@@ -11,13 +11,14 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from conftest import load_module
 from flax import nnx
 from safetensors.numpy import load_file, save_file
 
 from dia_jax import CheckpointError, ConfigError, Dia, convert, load_params, open_checkpoint, save_params
 from dia_jax import checkpoint as checkpoint_module
 from dia_jax.small import SMALL_DAC, SMALL_DIA, make_small, random_params
+
+from conftest import load_module
 
 DIA_LAYOUTS = ("transformers", "reference", "reference-pth", "orbax")
 DAC_LAYOUTS = ("transformers", "descript", "orbax")

@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from conftest import load_module
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dia_jax import dac
 from dia_jax.config import DacConfig
 from dia_jax.small import SMALL_DAC, random_params
+
+from conftest import load_module
 
 SIZES = {
     "dia's strides": {"downsampling_ratios": [2, 4, 8, 8]},
@@ -94,9 +95,7 @@ def test_windowed_decoding_equals_the_whole(small_codec, whole, window: int):
 def test_windowed_encoding_equals_the_whole(small_codec, whole, window: int):
     _, samples = whole
     expected = np.asarray(dac._encode(*small_codec, samples[None], np.array([95], np.int32))[0])
-    np.testing.assert_array_equal(
-        dac.encode_samples(small_codec, samples, config=SMALL_DAC, window=window), expected
-    )
+    np.testing.assert_array_equal(dac.encode_samples(small_codec, samples, config=SMALL_DAC, window=window), expected)
 
 
 @pytest.mark.parametrize("config", [SMALL_DAC, DacConfig(strides=(4, 2), encoder_size=4, decoder_size=16)])

@@ -50,7 +50,9 @@ def clips(dia: Dia) -> list[Clip]:
 @pytest.mark.parametrize("steps", [1, 7, 1000])
 def test_the_size_of_a_chunk_does_not_matter(dia: Dia, steps: int):
     settings = SamplingSettings(*map(np.float32, (3.0, 1.0, 0.9)), np.int32(45))
-    whole = decode_chunk(dia.graphdef, dia.params, prefill(dia.graphdef, dia.params, dia.config, clips(dia)), settings, 99)
+    whole = decode_chunk(
+        dia.graphdef, dia.params, prefill(dia.graphdef, dia.params, dia.config, clips(dia)), settings, 99
+    )
     state = prefill(dia.graphdef, dia.params, dia.config, clips(dia))
     while not np.asarray(state.done).all():
         state = decode_chunk(dia.graphdef, dia.params, state, settings, np.int32(steps))

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import soundfile
 import transformers
-from conftest import reference_config
 from hypothesis import given
 from hypothesis import strategies as st
 from transformers.models.dia.tokenization_dia import DiaTokenizer
@@ -17,6 +16,8 @@ from dia_jax import NONVERBAL_TAGS, AudioError, ConfigError, DacConfig, DiaConfi
 from dia_jax.audio import FORMATS, prepare_audio, read_audio, write_audio
 from dia_jax.delay import FREE, apply_delay, revert_delay
 from dia_jax.text import encode_text
+
+from conftest import reference_config
 
 # --- Scripts ---------------------------------------------------------------------------------------------------------
 

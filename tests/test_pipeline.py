@@ -26,7 +26,7 @@ def test_one_for_a_str_and_a_list_for_a_list(dia: Dia):
     codes = dia.generate_codes(TEXT, **FEW)
     assert codes.shape == (12, 9)
     assert codes.dtype == np.int32
-    assert 0 <= codes.min()
+    assert codes.min() >= 0
     assert codes.max() < 1024
     many = dia.generate_codes([TEXT], **FEW)
     assert isinstance(many, list)
@@ -76,7 +76,7 @@ def test_none_is_all_that_fits(dia: Dia):
     codes = dia.generate_codes(TEXT, audio_prompt=prompt, temperature=0.0)
     assert 0 < len(codes) <= 56
     assert len(dia.generate_codes(TEXT, audio_prompt=prompt[:2999], max_tokens=57, temperature=0.0)) <= 57
-    with pytest.raises(SettingError, match="max_tokens is 57; .* room for 1 to 56 new frames beside a prompt of 3000"):
+    with pytest.raises(SettingError, match=r"max_tokens is 57; .* room for 1 to 56 new frames beside a prompt of 3000"):
         dia.generate_codes(TEXT, audio_prompt=prompt, max_tokens=57)
 
 
@@ -180,8 +180,12 @@ class Hub(http.server.BaseHTTPRequestHandler):
         files = sorted(p for p in folder.rglob("*") if p.is_file())
         names = [str(p.relative_to(folder)) for p in files]
         data = {"id": repo, "sha": self.commit, "siblings": [{"rfilename": name} for name in names]}
-        tree = [{"type": "file", "path": n, "size": p.stat().st_size, "oid": "0"} for n, p in zip(names, files, strict=True)]
-        return self.send_answer(200, json.dumps(tree if listing else data).encode(), {"Content-Type": "application/json"})
+        tree = [
+            {"type": "file", "path": n, "size": p.stat().st_size, "oid": "0"} for n, p in zip(names, files, strict=True)
+        ]
+        return self.send_answer(
+            200, json.dumps(tree if listing else data).encode(), {"Content-Type": "application/json"}
+        )
 
     def send_answer(self, status: int, body: bytes, headers: dict[str, str]):
         self.send_response(status)

@@ -1,4 +1,4 @@
-"""The candidates' probabilities against the reference's filters: those of `transformers` for 0626, plain numpy for v0.1."""
+"""The candidates' probabilities against the filters of `transformers` for 0626, plain numpy for v0.1."""
 
 import jax
 import numpy as np

@@ -7,7 +7,6 @@ import jax
 import numpy as np
 import pytest
 import torch
-from conftest import reference_config, reference_model
 from flax import nnx
 from plain_dia import PlainDia
 
@@ -15,6 +14,8 @@ from dia_jax import Dia, DiaConfig
 from dia_jax.checkpoint import open_checkpoint, save_params
 from dia_jax.small import random_params
 from dia_jax.text import encode_text
+
+from conftest import reference_config, reference_model
 
 TEXT = "[S1] Ay. [S2] Bee?"
 SEED = 12  # weights that do not end the clip at once
