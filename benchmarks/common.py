@@ -102,9 +102,11 @@ def bandwidth() -> float:
     return data.nbytes / min(times)
 
 
-def write_results(name: str, results: dict[str, Any]) -> Path:
-    """Writes benchmarks/results/<name>.json and gives its path."""
-    folder = Path(__file__).parent / "results"
+RESULTS = Path(__file__).parent / "results"
+
+
+def write_results(folder: Path, name: str, results: dict[str, Any]) -> Path:
+    """Writes <folder>/<name>.json and gives its path."""
     folder.mkdir(exist_ok=True)
     path = folder / f"{name}.json"
     path.write_text(json.dumps(results, indent=2) + "\n")

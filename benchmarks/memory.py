@@ -11,14 +11,13 @@ Writes benchmarks/results/memory-*.json.
 """
 
 import argparse
-import json
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
 import numpy as np
-from common import machine, table, write_results
+from common import RESULTS, machine, table, write_results
 
 LAYOUTS = ("transformers", "reference", "reference-pth", "orbax")
 
@@ -58,6 +57,7 @@ def main() -> None:
     parser.add_argument("--layouts", nargs="+", choices=LAYOUTS, default=LAYOUTS)
     parser.add_argument("--dtypes", nargs="+", choices=("float32", "bfloat16"), default=("float32", "bfloat16"))
     parser.add_argument("--small", action="store_true", help="tiny sizes, to see that it runs")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the JSON file")
     options = parser.parse_args()
     size = "small" if options.small else "full"
     rows, results = [], []
@@ -95,7 +95,8 @@ def main() -> None:
         "rise / (model + largest)",
     ]
     print(f"\n{size} size\n\n{table(header, rows)}")
-    print(f"\nwritten to {write_results(f'memory-{size}', machine() | {'results': json.loads(json.dumps(results))})}")
+    path = write_results(options.results, f"memory-{size}", machine() | {"results": results})
+    print(f"\nwritten to {path}")
 
 
 if __name__ == "__main__":

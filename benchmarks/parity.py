@@ -19,7 +19,7 @@ import jax
 import numpy as np
 import torch
 import transformers
-from common import DEVICE, SCRIPT, TORCH_DTYPES, machine, reference_dac, reference_dia, table, write_results
+from common import DEVICE, RESULTS, SCRIPT, TORCH_DTYPES, machine, reference_dac, reference_dia, table, write_results
 from flax import nnx
 
 from dia_jax import Dia, dac, load_params, open_checkpoint
@@ -130,6 +130,7 @@ def main() -> None:
     parser.add_argument("--dtype", choices=TORCH_DTYPES, default="float32")
     parser.add_argument("--small", action="store_true", help="tiny sizes")
     parser.add_argument("--frames", type=int, default=300, help="frames of the greedy generations")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the JSON file")
     options = parser.parse_args()
     size = "small" if options.small else "full"
     config, codec_config = configs(options.small)
@@ -182,6 +183,7 @@ def main() -> None:
     print(f"\n{size} size, {options.dtype}, {machine()['device']}\n")
     print(table(["check", "value", "bar", "within"], rows))
     path = write_results(
+        options.results,
         f"parity-{size}-{options.dtype}-{machine()['device'].replace(' ', '-').lower()}",
         machine() | {"size": size, "dtype": options.dtype, "rows": rows},
     )

@@ -4,9 +4,10 @@
     python benchmarks/reference.py dia                           # 0626: the newest code
     git -C dia checkout 2811af1 && python benchmarks/reference.py dia --variant v0.1
 
-Small random weights, written by us in the reference's layout and loaded by it; greedy, with and without a voice prompt. Needs torch and
-pydantic. Two things are changed in the reference as it runs: torchaudio, which it imports but does not need here, is left out; and
-its start-up grid gets the last row that it lacks, so that the prompt's last code of the last channel is given and not drawn.
+Small random weights, written by us in the reference's layout and loaded by it; greedy, with and without a voice prompt.
+Needs torch and pydantic. Two things are changed in the reference as it runs: torchaudio, which it imports but does not
+need here, is left out; and its start-up grid gets the last row that it lacks, so that the prompt's last code of the
+last channel is given and not drawn.
 """
 
 import argparse
@@ -57,7 +58,10 @@ def main() -> None:
             save_params(Path(folder) / "dia", config, params, layout="reference-pth")
             (weights,) = (Path(folder) / "dia").glob("*.pth")
             theirs = Reference(
-                ReferenceConfig.load(str(Path(folder) / "dia" / "config.json")), "float32", torch.device("cpu"), load_dac=False
+                ReferenceConfig.load(str(Path(folder) / "dia" / "config.json")),
+                "float32",
+                torch.device("cpu"),
+                load_dac=False,
             )
             theirs.model.load_state_dict(torch.load(weights, weights_only=True))
         ours = Dia(config, graphdef, params)

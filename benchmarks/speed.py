@@ -15,13 +15,14 @@ import gc
 import resource
 import statistics
 import time
+from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 import torch
 import transformers
-from common import DEVICE, SCRIPT, TORCH_DTYPES, bandwidth, machine, reference_dia, table, write_results
+from common import DEVICE, RESULTS, SCRIPT, TORCH_DTYPES, bandwidth, machine, reference_dia, table, write_results
 from flax import nnx
 from parity import configs, delayed
 
@@ -132,6 +133,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=200 if DEVICE == "cuda" else 20, help="steps a round")
     parser.add_argument("--rounds", type=int, default=5, help="times that the two alternate")
     parser.add_argument("--max-tokens", type=int, default=None, help="budget of the clip; sets our cache's size")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the JSON file")
     options = parser.parse_args()
     size = "small" if options.small else "full"
     reference_config, codec_config = configs(options.small)
@@ -191,7 +193,7 @@ def main() -> None:
         f"{(step_bytes + ours.cache_bytes) / 1e9:.3f} GB a step at {read / 1e9:.1f} GB/s; peak memory {peak_memory()}"
     )
     device = machine()["device"].replace(" ", "-").lower()
-    print(f"written to {write_results(f'speed-{size}-{options.dtype}-{device}', machine() | results)}")
+    print(f"written to {write_results(options.results, f'speed-{size}-{options.dtype}-{device}', machine() | results)}")
 
 
 if __name__ == "__main__":

@@ -538,8 +538,9 @@ def _read_params(
             if problems:
                 continue  # go on reading, to report all there is, but keep nothing
             dtype = wanted[path].dtype
+            array = _aligned_empty(wanted[path].shape, dtype)
             with np.errstate(over="ignore"):  # looked for below
-                array = np.ascontiguousarray(rule.load(arrays), dtype=dtype)
+                np.copyto(array, rule.load(arrays), casting="unsafe")
             del arrays
             if dtype == jnp.float16 and not np.isfinite(array).all():
                 problems.append(f"too large for float16: {path}")
@@ -552,6 +553,14 @@ def _read_params(
             f"{checkpoint.path} is not a usable {checkpoint.kind} checkpoint ({checkpoint.layout} layout); "
             f"{len(problems)} thing{'s are' if len(problems) > 1 else ' is'} wrong with it: " + "; ".join(shown) + "."
         )
+
+
+def _aligned_empty(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+    """An array that JAX's CPU backend takes over as it is: it copies one that does not lie on a multiple of 64 bytes."""
+    size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+    raw = np.empty(size + 64, np.uint8)
+    start = -raw.ctypes.data % 64
+    return raw[start : start + size].view(dtype).reshape(shape)
 
 
 def _read_tensor(name: str, tensor: StoredTensor) -> tuple[np.ndarray, list[str]]:

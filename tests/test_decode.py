@@ -1,5 +1,6 @@
 """The loop: a clip's codes depend on nothing but itself, nothing recompiles, and clips end as they must."""
 
+import dataclasses
 import warnings
 
 import jax
@@ -9,6 +10,7 @@ import pytest
 from dia_jax import Dia
 from dia_jax.decode import Clip, bucket, decode_chunk, prefill
 from dia_jax.sampling import SamplingSettings
+from dia_jax.small import SMALL_DIA, random_params
 from dia_jax.text import encode_text
 
 TEXTS = ["[S1] One. [S2] Two.", "[S2] " + "A much longer script. " * 12, "[S1] Three? [S2] (laughs)"]
@@ -114,6 +116,21 @@ def test_sixteen_bit_stays_near_float32(small, dtype: str):
         assert logits[name].dtype == np.float32
     error = np.abs(logits[dtype] - logits["float32"]).mean() / logits["float32"].std()
     assert error < {"bfloat16": 0.1, "float16": 0.02}[dtype]
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_generating_in_sixteen_bit(dtype: str):
+    """At the real head size, with prefill: some backends lack some 16-bit products, and only running them tells."""
+    config = dataclasses.replace(
+        SMALL_DIA,
+        encoder=dataclasses.replace(SMALL_DIA.encoder, head_dim=128),
+        decoder=dataclasses.replace(SMALL_DIA.decoder, head_dim=128, cross_head_dim=128),
+    )
+    dia = Dia(config, *random_params(config, dtype=dtype))
+    prompts = [prompt(30), None, None]
+    codes = dia.generate_codes(TEXTS, audio_prompt=prompts, max_tokens=5, seed=0)
+    assert [clip.shape for clip in codes] == [(5, 9)] * 3
+    np.testing.assert_array_equal(codes, dia.generate_codes(TEXTS, audio_prompt=prompts, max_tokens=5, seed=0))
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,28 @@
+"""The benchmarks run as they are, at tiny sizes: what they print is not judged here."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.mark.parametrize(
+    ("script", "options"),
+    [
+        ("parity.py", ["--small", "--frames", "20"]),
+        ("speed.py", ["--small", "--rounds", "1", "--steps", "5"]),
+        ("memory.py", ["--small", "--layouts", "orbax", "--dtypes", "float32"]),
+    ],
+)
+def test_benchmark_runs(script: str, options: list[str], tmp_path: Path):
+    command = [sys.executable, ROOT / "benchmarks" / script, *options, "--results", tmp_path]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    (written,) = tmp_path.iterdir()
+    data = json.loads(written.read_text())
+    assert data["versions"]["jax"]
+    assert data["cores"] >= 1
