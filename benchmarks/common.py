@@ -1,5 +1,4 @@
-"""What the benchmarks share: the machine in words, a full-size reference model with random weights, and how results are
-kept.
+"""What the benchmarks share: the machine in words, reference models with random weights, and how results are kept.
 
 Importing it keeps JAX from reserving the whole GPU, because torch runs beside it in the same process.
 """
@@ -50,8 +49,7 @@ def reference_dia(config: transformers.DiaConfig, *, seed: int = 0) -> transform
 
     Deviation 1 / sqrt(inputs), and for queries 1 / sqrt(head_dim) of that. Dia does not scale its attention scores; a
     trained model has learnt to. Without that, scores of deviation sqrt(head_dim) make each layer an arg-max that
-    multiplies rounding
-    errors by 5: `transformers` itself then differs from its own float64 by whole deviations behind 30 layers.
+    multiplies rounding errors about fivefold, and behind 30 layers float32 says nothing about float64 any more.
     """
     torch.manual_seed(seed)
     with torch.device(DEVICE):

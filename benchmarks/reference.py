@@ -5,9 +5,9 @@
     git -C dia checkout 2811af1 && python benchmarks/reference.py dia --variant v0.1
 
 Small random weights, written by us in the reference's layout and loaded by it; greedy, with and without a voice prompt.
-Needs torch and pydantic. Two things are changed in the reference as it runs: torchaudio, which it imports but does not
-need here, is left out; and its start-up grid gets the last row that it lacks, so that the prompt's last code of the
-last channel is given and not drawn.
+Needs the dev extra and pydantic. Two things are changed in the reference as it runs: torchaudio, which it imports but
+does not need here, is left out; and its start-up grid gets the last row that it lacks, so that the prompt's last code
+of the last channel is given and not drawn.
 """
 
 import argparse

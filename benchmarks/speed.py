@@ -29,6 +29,7 @@ from parity import configs, delayed
 from dia_jax import Dia, DiaConfig, dac
 from dia_jax.config import DacConfig
 from dia_jax.decode import decode_chunk, prefill
+from dia_jax.pipeline import check_settings
 from dia_jax.small import random_params
 from dia_jax.text import encode_text
 
@@ -77,7 +78,7 @@ class Ours:
     def __init__(self, config: DiaConfig, graphdef: nnx.GraphDef, params: nnx.State, *, max_tokens: int | None):
         self.dia = Dia(config, graphdef, params)
         self.clips = self.dia._clips(SCRIPT, None, max_tokens, 0, False)
-        self.settings = self.dia._settings(3.0, 1.2, 0.95, 45)
+        self.settings = check_settings(3.0, 1.2, 0.95, 45)
         self.compile_seconds = 0.0
         for first in (True, False):
             began = time.perf_counter()

@@ -12,6 +12,4 @@ import sys
 from dia_jax.__main__ import run
 
 if __name__ == "__main__":
-    sys.exit(
-        run(["convert", *(sys.argv[1:] if "--layout" in sys.argv else [*sys.argv[1:], "--layout", "transformers"])])
-    )
+    sys.exit(run(["convert", "--layout", "transformers", *sys.argv[1:]]))

@@ -12,4 +12,4 @@ import sys
 from dia_jax.__main__ import run
 
 if __name__ == "__main__":
-    sys.exit(run(["convert", *sys.argv[1:], "--layout", "orbax"]))
+    sys.exit(run(["convert", "--layout", "orbax", *sys.argv[1:]]))

@@ -1,12 +1,12 @@
 """The command line, `dia-jax`: generate, convert, info, make-small.
 
-Turns arguments into calls of the library, and its errors into one sentence and an exit code: 0 done, 1 failed, 2
-    something
-handed in cannot be used, 130 interrupted. The only place that touches jax's configuration (the cache of compiled
-programs).
+Turns arguments into calls of the library, and its errors into one sentence and an exit code: 0 done, 1 failed,
+2 something handed in cannot be used, 130 interrupted. The only place that touches jax's configuration (the cache of
+compiled programs).
 """
 
 import dataclasses
+import math
 import os
 import sys
 import time
@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from dia_jax.config import DiaError, Variant
+from dia_jax.text import encode_text
 
 Positional = tyro.conf.Positional
 Dtype = Literal["float32", "bfloat16", "float16"]
@@ -86,8 +87,7 @@ class Generate:
 
     def run(self) -> None:
         from dia_jax.audio import check_writable, read_audio
-        from dia_jax.pipeline import SAMPLE_RATE, Dia
-        from dia_jax.text import encode_text
+        from dia_jax.pipeline import SAMPLE_RATE, Dia, check_seed, check_settings
 
         if self.prompt_text is not None and self.audio_prompt is None:
             raise DiaError("--prompt-text is the transcript of an audio prompt; give --audio-prompt too.")
@@ -95,15 +95,18 @@ class Generate:
         texts = self._texts()
         for text in texts:
             encode_text(text, max_length=sys.maxsize)
+        check_settings(self.cfg_scale, self.temperature, self.top_p, self.cfg_filter_top_k)
+        seed = self.seed if self.seed is not None else int.from_bytes(os.urandom(4), "little")
+        check_seed(seed)
         prompt = None
         if self.audio_prompt is not None:
             prompt = (read_audio(self.audio_prompt, rate=SAMPLE_RATE), SAMPLE_RATE)
+        check_writable(self.output)
         outputs = [self.output]
         if len(texts) > 1:
             outputs = [self.output.with_stem(f"{self.output.stem}-{i + 1}") for i in range(len(texts))]
         for output in outputs:
             check_writable(output)
-        seed = self.seed if self.seed is not None else int.from_bytes(os.urandom(4), "little")
         dia = Dia.from_pretrained(
             self.model,
             codec=self.codec,
@@ -139,7 +142,11 @@ class Generate:
             if sys.stdin is None or sys.stdin.isatty():
                 raise DiaError("There is no script: give one as an argument, with --file, or on standard input.")
             texts = [_decode(sys.stdin.buffer.read(), "standard input").strip()]
-        return [f"{self.prompt_text.rstrip()} {text}" if self.prompt_text else text for text in texts]
+        if self.prompt_text is None:
+            return texts
+        for text in (self.prompt_text, *texts):
+            encode_text(text, max_length=sys.maxsize)
+        return [f"{self.prompt_text.rstrip()} {text}" for text in texts]
 
     @staticmethod
     def _read(path: Path) -> str:
@@ -235,7 +242,7 @@ class Info:
 
             checkpoint = open_checkpoint(self.checkpoint)
             tensors = checkpoint.tensors.values()
-            values = sum(_size(t.shape) for t in tensors)
+            values = sum(math.prod(t.shape) for t in tensors)
             print(f"{self.checkpoint}: {checkpoint.kind}, {checkpoint.layout} layout")
             print(f"  {len(tensors)} tensors, {values:,} values, {sum(t.nbytes for t in tensors) / 1e9:.3f} GB")
             print(f"  stored as {', '.join(sorted({t.dtype for t in tensors}))}")
@@ -248,13 +255,6 @@ class Info:
         for device in jax.devices():
             memory = (device.memory_stats() or {}).get("bytes_limit")
             print(f"device {device.id}: {device.device_kind}" + (f", {memory / 1e9:.1f} GB" if memory else ""))
-
-
-def _size(shape: tuple[int, ...]) -> int:
-    size = 1
-    for length in shape:
-        size *= length
-    return size
 
 
 @dataclasses.dataclass(frozen=True)
@@ -329,7 +329,8 @@ def _keep_compiled_programs() -> None:
     import jax
 
     if jax.config.jax_compilation_cache_dir is None:  # pyrefly: ignore[missing-attribute]
-        cache = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "dia_jax" / "compiled"
+        home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+        cache = Path(home) / "dia_jax" / "compiled"
         jax.config.update("jax_compilation_cache_dir", str(cache))
 
 

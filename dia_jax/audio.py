@@ -42,11 +42,11 @@ def read_audio(path: str | os.PathLike, *, rate: int) -> np.ndarray:
     Raises:
         AudioError: the file is missing, no sound file, empty or silent.
     """
-    if not Path(path).is_file():
-        raise AudioError(f"There is no audio file {path}.")
     try:
+        if not Path(path).is_file():
+            raise AudioError(f"There is no audio file {path}.")
         samples, file_rate = soundfile.read(path, dtype="float32", always_2d=True)
-    except (soundfile.LibsndfileError, OSError, RuntimeError) as error:
+    except (soundfile.LibsndfileError, OSError, TypeError) as error:  # TypeError: a headerless .raw
         raise AudioError(f"{path} is not a readable audio file ({error}); convert it to wav or flac.") from None
     return prepare_audio(samples, file_rate, rate=rate, name=str(path))
 
@@ -70,7 +70,10 @@ def prepare_audio(samples: Any, samples_rate: float, *, rate: int, name: str = "
     is_number = isinstance(samples_rate, (int, float, np.integer, np.floating)) and not isinstance(samples_rate, bool)
     if not is_number or not RATES[0] <= samples_rate <= RATES[1]:
         raise AudioError(f"{name} has sample rate {samples_rate!r}; give one between {RATES[0]} and {RATES[1]} Hz.")
-    array = np.asarray(samples)
+    try:
+        array = np.asarray(samples)
+    except ValueError:
+        raise AudioError(f"{name} is a ragged list; give numbers [n] or [n, channels].") from None
     if array.ndim not in (1, 2) or array.dtype.kind not in "iuf":
         raise AudioError(f"{name} is a {array.dtype} array of shape {array.shape}; give numbers [n] or [n, channels].")
     if array.size == 0:
@@ -106,7 +109,11 @@ def check_writable(path: str | os.PathLike) -> None:
     path = Path(path)
     if path.suffix.lower() not in FORMATS:
         raise AudioError(f"Cannot write {path}: its suffix must be one of {', '.join(FORMATS)}.")
-    if path.is_dir():
+    try:
+        is_directory = path.is_dir()
+    except OSError as error:
+        raise AudioError(f"Cannot write {path}: {error.strerror}.") from None
+    if is_directory:
         raise AudioError(f"Cannot write {path}: it is a directory.")
     if not path.absolute().parent.is_dir():
         raise AudioError(f"Cannot write {path}: there is no directory {path.absolute().parent}.")
@@ -129,9 +136,9 @@ def write_audio(path: str | os.PathLike, samples: np.ndarray, *, rate: int) -> N
     """
     path = Path(path)
     check_writable(path)
-    samples = np.asarray(samples, np.float32)
-    if samples.ndim != 1 or not np.isfinite(samples).all():
-        raise AudioError(f"Cannot write {path}: samples of shape {samples.shape} are not a finite array [n].")
+    samples = np.asarray(samples)
+    if samples.ndim != 1 or samples.dtype.kind != "f" or not np.isfinite(samples).all():
+        raise AudioError(f"Cannot write {path}: {samples.dtype} samples {samples.shape} are not finite floats [n].")
     kind, subtype = FORMATS[path.suffix.lower()]
     temporary = None
     try:

@@ -11,11 +11,11 @@ Writing goes to a temporary name beside the target and is renamed when all is th
 `weights_only` alone.
 """
 
-import collections
 import contextlib
 import dataclasses
 import json
 import logging
+import math
 import os
 import pickle
 import shutil
@@ -61,7 +61,7 @@ class StoredTensor:
 
     @property
     def nbytes(self) -> int:
-        return int(np.prod(self.shape)) * (ml_dtypes.finfo(self.dtype).bits // 8 if self.dtype in DTYPES else 8)
+        return math.prod(self.shape) * (jnp.dtype(self.dtype).itemsize if self.dtype in DTYPES else 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,9 +86,9 @@ class Checkpoint:
 
     @property
     def dtype(self) -> str:
-        """The dtype of most matrices: the one to load in, to lose nothing."""
-        counts = collections.Counter(t.dtype for t in self.tensors.values() if len(t.shape) > 1 and t.dtype in DTYPES)
-        return counts.most_common(1)[0][0] if counts else "float32"
+        """The dtype of all matrices, or float32 where they are mixed: the one to load in, to lose nothing."""
+        dtypes = {tensor.dtype for tensor in self.tensors.values() if len(tensor.shape) > 1}
+        return dtypes.pop() if len(dtypes) == 1 and dtypes <= DTYPES.keys() else "float32"
 
 
 # --- Reading files ---------------------------------------------------------------------------------------------------
@@ -107,9 +107,12 @@ def open_checkpoint(path: str | os.PathLike, *, variant: Variant | None = None) 
         ConfigError: the config is missing or unusable.
     """
     path = Path(path)
-    if not path.exists():
-        raise CheckpointError(f"There is no checkpoint at {path}: no such file or directory.")
-    tensors, metadata, problems, is_orbax = _list_tensors(path)
+    try:
+        if not path.exists():
+            raise CheckpointError(f"There is no checkpoint at {path}: no such file or directory.")
+        tensors, metadata, problems, is_orbax = _list_tensors(path)
+    except OSError as error:
+        raise CheckpointError(f"Cannot read {path}: {error.strerror}.") from None
     # torch.compile leaves a prefix; RoPE's frequencies are recomputed.
     tensors = {name.replace("_orig_mod.", ""): tensor for name, tensor in tensors.items()}
     tensors = {n: t for n, t in tensors.items() if not n.endswith((".timescale", ".inv_freq", ".original_inv_freq"))}
@@ -168,7 +171,7 @@ def _list_tensors(path: Path) -> tuple[dict[str, StoredTensor], Any, list[str], 
 def _list_sharded(index: Path) -> tuple[dict[str, StoredTensor], list[str]]:
     try:
         weight_map: dict[str, str] = read_json(index)["weight_map"]
-        shards = sorted(set(weight_map.values()))
+        shards = sorted({os.fspath(shard) for shard in weight_map.values()})
     except (ConfigError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{index} is not a usable index of shards: {error}.") from None
     tensors, problems = {}, []
@@ -192,8 +195,10 @@ def _list_file(path: Path) -> tuple[dict[str, StoredTensor], Any]:
         raise CheckpointError(f"{path.name} is missing from {path.parent}.")
     with open(path, "rb") as file:
         head = file.read(9)
-    if head.startswith((b"PK", b"\x80")):  # a zip archive, or a bare pickle from before torch 1.6
+    if head.startswith(b"PK"):  # a zip archive
         return _list_torch(path)
+    if head.startswith(b"\x80"):
+        raise CheckpointError(f"{path} is a bare pickle, as torch wrote before 1.6; save it anew with a newer one.")
     return _list_safetensors(path), None
 
 
@@ -217,6 +222,10 @@ def _list_safetensors(path: Path) -> dict[str, StoredTensor]:
         raise CheckpointError(f"{path} is truncated or not a safetensors file ({error}).") from None
 
 
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), "") or type(error).__name__
+
+
 def _load_torch(path: Path) -> Any:
     try:
         import torch
@@ -229,19 +238,14 @@ def _load_torch(path: Path) -> Any:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            try:
-                return torch.load(path, map_location="cpu", mmap=True, weights_only=True)
-            except RuntimeError as error:
-                if "mmap can only be used" not in str(error):
-                    raise
-                return torch.load(path, map_location="cpu", weights_only=True)  # the format before torch 1.6
+            return torch.load(path, map_location="cpu", mmap=True, weights_only=True)
     except pickle.UnpicklingError:
         raise CheckpointError(
             f"{path} holds Python objects other than tensors, or is corrupt; it is not loaded, because unpickling them "
             "could run any code."
         ) from None
     except errors as error:
-        raise CheckpointError(f"{path} is truncated or not a PyTorch file ({str(error).splitlines()[0]}).") from None
+        raise CheckpointError(f"{path} is truncated or not a PyTorch file ({_first_line(error)}).") from None
 
 
 def _list_torch(path: Path) -> tuple[dict[str, StoredTensor], Any]:
@@ -281,7 +285,7 @@ def _list_orbax(folder: Path) -> dict[str, StoredTensor]:
         logger.setLevel(logging.ERROR)  # what Orbax warns of here is told below
         metadata: Any = ocp.metadata(str(folder)).metadata
     except (OSError, ValueError, KeyError) as error:
-        raise CheckpointError(f"{folder} is a damaged Orbax checkpoint: {str(error).splitlines()[0]}.") from None
+        raise CheckpointError(f"{folder} is a damaged Orbax checkpoint: {_first_line(error)}.") from None
     finally:
         logger.setLevel(level)
     if not isinstance(metadata, dict) or not all(hasattr(leaf, "shape") for leaf in metadata.values()):
@@ -330,7 +334,10 @@ def _fold_weight_norm(tensors: dict[str, StoredTensor]) -> dict[str, StoredTenso
     for g_name, v_name in spellings:
         for name in [n for n in tensors if n.endswith(g_name) and n.removesuffix(g_name) + v_name in tensors]:
             base = name.removesuffix(g_name)
-            g, v = folded.pop(name), folded.pop(base + v_name)
+            g, v = tensors[name], tensors[base + v_name]
+            if g.shape != (v.shape[0], *[1] * (len(v.shape) - 1)) or {g.dtype, v.dtype} - DTYPES.keys():
+                continue  # left as it is, to be reported as unknown
+            del folded[name], folded[base + v_name]
 
             def read(g=g, v=v) -> np.ndarray:
                 direction = v.read().astype(np.float32)
@@ -548,16 +555,17 @@ def _read_params(
             yield path, array
             del array
     if problems:
-        shown = problems[:50] + ([f"and {len(problems) - 50} more"] if len(problems) > 50 else [])
         raise CheckpointError(
             f"{checkpoint.path} is not a usable {checkpoint.kind} checkpoint ({checkpoint.layout} layout); "
-            f"{len(problems)} thing{'s are' if len(problems) > 1 else ' is'} wrong with it: " + "; ".join(shown) + "."
+            f"{len(problems)} thing{'s are' if len(problems) > 1 else ' is'} wrong with it: "
+            + "; ".join(problems)
+            + "."
         )
 
 
 def _aligned_empty(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
-    """An array that JAX's CPU backend takes over as it is: it copies one that does not lie on a multiple of 64 bytes."""
-    size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+    """An array that JAX's CPU backend takes over without a copy, because it begins on a multiple of 64 bytes."""
+    size = math.prod(shape) * np.dtype(dtype).itemsize
     raw = np.empty(size + 64, np.uint8)
     start = -raw.ctypes.data % 64
     return raw[start : start + size].view(dtype).reshape(shape)
@@ -565,14 +573,14 @@ def _aligned_empty(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
 
 def _read_tensor(name: str, tensor: StoredTensor) -> tuple[np.ndarray, list[str]]:
     empty = np.zeros(0, np.float32)
-    if tensor.dtype not in DTYPES and tensor.dtype != "float64":
-        return empty, [f"not floating point: {name} is {tensor.dtype}"]
+    if tensor.dtype not in DTYPES:
+        return empty, [f"of no usable type: {name} is {tensor.dtype}, not one of {', '.join(DTYPES)}"]
     try:
         array = tensor.read()
     except CheckpointError as error:
         return empty, [f"unreadable: {name} ({error})"]
     except Exception as error:  # whatever a damaged file makes of the libraries that read it
-        return empty, [f"unreadable: {name} ({type(error).__name__}: {str(error).splitlines()[0][:200]})"]
+        return empty, [f"unreadable: {name} ({_first_line(error)[:200]})"]
     if not np.isfinite(array).all():
         return empty, [f"not finite: {name} holds NaN or infinity"]
     return array, []
@@ -591,8 +599,9 @@ def new_directory(target: str | os.PathLike) -> Iterator[Path]:
     target = Path(target).absolute()
     if target.exists() and not (target.is_dir() and not any(target.iterdir())):
         raise CheckpointError(f"{target} exists already; name a new directory, or remove it first.")
+    if not target.parent.is_dir():
+        raise CheckpointError(f"Cannot write {target}: there is no directory {target.parent}.")
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
         folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
         folder.chmod(0o755)
     except OSError as error:
@@ -625,7 +634,9 @@ def save_params(
         write_params(folder, config, params, layout=layout)
 
 
-def write_params(folder: Path, config: DiaConfig | DacConfig, params: nnx.State, *, layout: Layout) -> None:
+def write_params(
+    folder: Path, config: DiaConfig | DacConfig, params: nnx.State, *, layout: Layout, progress: bool = False
+) -> None:
     """Writes a checkpoint's files into an existing, empty folder; see `save_params`."""
     is_dia = isinstance(config, DiaConfig)
     kinds = ("orbax", "transformers", *(("reference", "reference-pth") if is_dia else ("descript",)))
@@ -659,7 +670,7 @@ def write_params(folder: Path, config: DiaConfig | DacConfig, params: nnx.State,
             _save_torch(folder / f"dia-{'v0_1' if config.variant == 'v0.1' else 'v1'}.pth", weights)
     else:
         limit = MAX_SHARD_BYTES if layout == "transformers" else None
-        _write_safetensors(folder, entries, max_shard_bytes=limit)
+        _write_safetensors(folder, entries, max_shard_bytes=limit, progress=progress)
     if layout != "descript":
         _write_json(folder / "config.json", data)
 
@@ -686,7 +697,9 @@ def _write_json(path: Path, data: Any) -> None:
     path.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
 
 
-def _write_safetensors(folder: Path, entries: dict[str, _Entry], *, max_shard_bytes: int | None) -> None:
+def _write_safetensors(
+    folder: Path, entries: dict[str, _Entry], *, max_shard_bytes: int | None, progress: bool
+) -> None:
     """`model.safetensors`, or shards with an index.
 
     Written here, because the library's own writer wants all tensors in memory at once, twice; this one streams.
@@ -700,6 +713,8 @@ def _write_safetensors(folder: Path, entries: dict[str, _Entry], *, max_shard_by
         shards[-1][name] = entry
         size += entry.nbytes
     weight_map = {}
+    total = sum(entry.nbytes for entry in entries.values())
+    bar = tqdm(total=total, unit="B", unit_scale=True, desc="writing", disable=not progress)
     for i, shard in enumerate(shards):
         file_name = "model.safetensors" if len(shards) == 1 else f"model-{i + 1:05}-of-{len(shards):05}.safetensors"
         header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
@@ -717,9 +732,11 @@ def _write_safetensors(folder: Path, entries: dict[str, _Entry], *, max_shard_by
         with open(folder / file_name, "wb") as file:
             file.write(len(data).to_bytes(8, "little") + data)
             for entry in shard.values():
-                file.write(entry.produce().data.cast("B") if entry.dtype == np.float32 else entry.produce().tobytes())
+                array = entry.produce()
+                file.write(array.data.cast("B") if array.dtype == np.float32 else array.tobytes())
+                bar.update(array.nbytes)
+    bar.close()
     if len(shards) > 1:
-        total = sum(entry.nbytes for entry in entries.values())
         _write_json(
             folder / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": weight_map}
         )
@@ -787,7 +804,7 @@ def convert(
     checkpoint = open_checkpoint(source, variant=variant)
     with new_directory(target) as folder:
         _, params = load_params(checkpoint, dtype=dtype, progress=progress)
-        write_params(folder, checkpoint.config, params, layout=layout)
+        write_params(folder, checkpoint.config, params, layout=layout, progress=progress)
         wanted = {path: jax.ShapeDtypeStruct(v.shape, v.dtype) for path, v in _by_path(params).items()}
         del params
         if verify:

@@ -1,5 +1,4 @@
-"""What a Dia model and a DAC codec are made of: sizes, token ids, delays, and which behaviour the weights were trained
-for.
+"""What a Dia model and a DAC codec are made of: sizes, token ids, delays, and the behaviour that the weights expect.
 
 Knows the JSON schemas in which these facts travel (Dia v0.1, Dia 0626, transformers 5, DAC in transformers, DAC in
 descript's metadata) and turns each into one frozen, hashable dataclass. Knows nothing of weights, files' places or JAX.
@@ -90,7 +89,7 @@ class DiaConfig:
         for part, sizes in (("encoder", enc), ("decoder", dec)):
             for field in dataclasses.fields(sizes):
                 value = getattr(sizes, field.name)
-                good = isinstance(value, (int, float)) and not isinstance(value, bool) and value > 0
+                good = isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < math.inf
                 if field.type is int or field.type == "int":
                     good = good and isinstance(value, int)
                 if not good:
@@ -103,10 +102,16 @@ class DiaConfig:
             ):
                 if heads % kv:
                     problems.append(f"{name} has {heads} query heads, not a multiple of its {kv} key/value heads")
-            for name, head_dim in (("encoder", enc.head_dim), ("decoder", dec.head_dim)):
+            for name, head_dim in (
+                ("encoder", enc.head_dim),
+                ("decoder", dec.head_dim),
+                ("cross-attention", dec.cross_head_dim),
+            ):
                 if head_dim % 2:
                     problems.append(f"{name} head_dim {head_dim} is odd, but RoPE rotates pairs")
             special = (self.eos_token_id, self.pad_token_id, self.bos_token_id)
+            if not all(type(number) is int for number in (*special, *self.delay_pattern)):
+                raise ConfigError(f"Token ids {special} and delays {self.delay_pattern} must be whole numbers.")
             if len(set(special)) != 3 or max(special) >= dec.vocab_size or min(special) != self.eos_token_id:
                 problems.append(
                     f"token ids eos, pad, bos = {special} must differ, lie below vocab_size {dec.vocab_size}, eos first"
@@ -117,6 +122,10 @@ class DiaConfig:
             problems.append(f"delay_pattern {self.delay_pattern} must hold {dec.num_channels} numbers, none negative")
         elif self.delay_pattern[0] != 0:
             problems.append(f"delay_pattern {self.delay_pattern} must start with 0: channel 0 tells when a clip ends")
+        elif not problems and self.frame_budget < 1:
+            problems.append(
+                f"max_length {dec.max_length} leaves no room for a frame behind delays up to {self.max_delay}"
+            )
         if self.variant not in ("0626", "v0.1"):
             problems.append(f'variant {self.variant!r} is neither "0626" nor "v0.1"')
         if problems:
@@ -158,7 +167,9 @@ class DiaConfig:
                 )
         except KeyError as error:
             raise ConfigError(f"config.json lacks the key {error}.") from None
-        except (TypeError, AttributeError) as error:
+        except ConfigError:
+            raise
+        except (TypeError, AttributeError, ValueError, ZeroDivisionError) as error:
             raise ConfigError(f"config.json has a value of the wrong kind: {error}.") from None
         return dataclasses.replace(config, variant=variant) if variant else config
 
@@ -405,6 +416,8 @@ class DacConfig:
         Raises:
             ConfigError: a key is missing or its value is unusable.
         """
+        if not isinstance(data, dict):
+            raise ConfigError(f"The DAC config is a {type(data).__name__}, not an object.")
         try:
             if "encoder_hidden_size" in data:
                 names = ("downsampling_ratios", "encoder_hidden_size", "decoder_hidden_size", "sampling_rate")
@@ -413,7 +426,7 @@ class DacConfig:
                 names = ("encoder_rates", "encoder_dim", "decoder_dim", "sample_rate")
                 latent = data.get("latent_dim")
             strides, encoder_size, decoder_size, rate = (data[name] for name in names)
-            up = data.get("upsampling_ratios") or data.get("decoder_rates")
+            up = tuple(data.get("upsampling_ratios") or data.get("decoder_rates") or tuple(strides)[::-1])
             codebooks = data["n_codebooks"]
             config = cls(
                 strides=tuple(strides),
@@ -428,8 +441,8 @@ class DacConfig:
             raise ConfigError(f"The DAC config lacks the key {error}.") from None
         except TypeError as error:
             raise ConfigError(f"The DAC config has a value of the wrong kind: {error}.") from None
-        if up is not None and tuple(up) != config.strides[::-1]:
-            raise ConfigError(f"DAC decoder strides {tuple(up)} are not the encoder's {config.strides} reversed.")
+        if up != config.strides[::-1]:
+            raise ConfigError(f"DAC decoder strides {up} are not the encoder's {config.strides} reversed.")
         if latent is not None and latent != config.latent_size:
             raise ConfigError(
                 f"DAC latent size {latent} is not encoder_size doubled by each block ({config.latent_size})."

@@ -278,7 +278,7 @@ def decode_codes(
     Args:
         codec: the split module.
         codes: int [T, C], each in 0 .. codebook_size - 1.
-        window: frames a call, at least 1.
+        window: frames a call, from 1 up.
 
     Returns:
         float32 [T * hop].
@@ -306,7 +306,7 @@ def encode_samples(
     Args:
         codec: the split module.
         samples: float32 [n] at the codec's rate; zeros fill the last frame.
-        window: frames a call, at least 1.
+        window: frames a call, from 1 up.
 
     Returns:
         int32 [ceil(n / hop), C].

@@ -1,5 +1,4 @@
-"""The decode loop: `prefill` makes a `DecodeState`, `decode_chunk` carries it on; both are one compiled program a
-shape.
+"""The decode loop: `prefill` makes a `DecodeState`, `decode_chunk` carries it on; each is one program a shape.
 
 Knows the model, the grid and the end of a clip. Knows no text, files or audio. Nothing crosses to the host inside
 `decode_chunk`; its settings and the number of its steps are traced, so one program serves whatever is asked.

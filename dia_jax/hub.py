@@ -1,14 +1,14 @@
-"""From a name to a local directory: a path that is there already, or a Hugging Face hub repo of which only what is
-needed is fetched. Knows file names, because a remote file has no content yet; what the files hold is `checkpoint`'s
-business.
+"""From a name to a local path: one that is there, or a hub repo, of which only what is needed is fetched.
+
+Knows file names, because a remote file has no content yet; what the files hold is the business of `checkpoint`.
 """
 
 import os
-import re
 from pathlib import Path
 
 import huggingface_hub
 from huggingface_hub import errors
+from huggingface_hub.utils import validate_repo_id
 
 from dia_jax.config import DiaError, read_json
 
@@ -40,11 +40,19 @@ def resolve(
     Raises:
         HubError: it is neither, or the hub refuses it.
     """
-    if Path(name).exists():
-        return Path(name)
     repo = os.fspath(name)
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo) or repo.startswith("."):
-        raise HubError(f"{repo} is no file or directory here, and no name of a hub repo (owner/name) either.")
+    try:
+        if repo and Path(repo).exists():
+            return Path(repo)
+        if repo.count("/") != 1:  # the hub would take "gpt2" too, but nobody has a Dia there
+            raise errors.HFValidationError
+        validate_repo_id(repo)
+    except errors.HFValidationError:
+        raise HubError(
+            f"{repo!r} is no file or directory here, and no name of a hub repo (owner/name) either."
+        ) from None
+    except OSError as error:
+        raise HubError(f"Cannot look for {repo!r}: {error.strerror}.") from None
     cache = None if cache_dir is None else os.fspath(cache_dir)
     reason = "local_files_only is set"
     if not local_files_only:
@@ -64,7 +72,7 @@ def resolve(
         except errors.RevisionNotFoundError:
             raise HubError(f"The hub repo {repo} has no revision {revision!r}.") from None
         except (errors.HfHubHTTPError, errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, OSError) as error:
-            reason = f"the hub cannot be reached ({str(error).splitlines()[0][:120]})"
+            reason = f"the hub cannot be reached ({next(iter(str(error).splitlines()), '')[:120]})"
     # Not snapshot_download: it takes a snapshot of chosen files for an interrupted download of all.
     for name in ("config.json", "weights.pth"):
         cached = huggingface_hub.try_to_load_from_cache(repo, name, cache_dir=cache, revision=revision)
@@ -75,19 +83,20 @@ def resolve(
 
 def _choose(repo: str, *, revision: str | None, cache_dir: str | None, token: str | bool | None) -> list[str]:
     """The files to fetch: a repo may hold the same weights many times over."""
-    files = huggingface_hub.HfApi(token=token or None).list_repo_files(repo, revision=revision)
+    files = huggingface_hub.HfApi(token=token).list_repo_files(repo, revision=revision)
     wanted = []
     for folder in ("", "dac/"):
         here = [f for f in files if f.startswith(folder) and "/" not in f.removeprefix(folder)]
         wanted += [f for f in here if f == f"{folder}config.json"]
         orbax = [f for f in files if f.startswith(f"{folder}params/")]
-        index = next((f for f in here if f.endswith(".safetensors.index.json")), None)
+        index = next((f for f in here if f.endswith(".index.json")), None)
         if orbax:
             wanted += orbax
         elif index:
             path = huggingface_hub.hf_hub_download(repo, index, revision=revision, cache_dir=cache_dir, token=token)
-            shards = sorted(set(read_json(path).get("weight_map", {}).values()))
-            wanted += [index, *(folder + shard for shard in shards)]
+            index_data = read_json(path)
+            weight_map = index_data.get("weight_map", {}) if isinstance(index_data, dict) else {}
+            wanted += [index, *(f"{folder}{shard}" for shard in sorted(set(map(str, weight_map.values()))))]
         else:
             best = ("model.safetensors", ".safetensors", "pytorch_model.bin", ".pth", ".bin")
             wanted += next(([f] for ending in best for f in here if f.endswith(ending)), [])

@@ -1,7 +1,7 @@
-"""class Dia: from a checkpoint and a script to codes and samples. Joins text, model, loop and codec; checks what
-callers hand in.
+"""class Dia: from a checkpoint and a script to codes and samples.
 
-Knows numpy at its doors: scripts and prompts come in, codes and float32 samples go out. Nothing here runs once a step.
+Joins text, model, loop and codec, and checks what callers hand in. Knows numpy at its doors: scripts and prompts come
+in, codes and float32 samples go out. Nothing here runs once a step.
 """
 
 import dataclasses
@@ -31,6 +31,8 @@ from dia_jax.text import encode_text
 DEFAULT_REPO = "nari-labs/Dia-1.6B-0626"
 DEFAULT_CODEC = "descript/dac_44khz"
 SAMPLE_RATE = 44_100
+
+PRNG = "threefry2x32"
 
 CHUNK_STEPS = 86
 """Rows between two looks at the clips from the host: a second of audio, so that a progress bar moves."""
@@ -124,6 +126,8 @@ class Dia:
         checkpoint = open_checkpoint(path, variant=variant)
         if not isinstance(checkpoint.config, DiaConfig):
             raise CheckpointError(f"{path} holds a DAC codec, not Dia; pass it as codec=.")
+        if codec is not None and not load_codec:
+            raise SettingError("A codec is named, but load_codec=False leaves it out.")
         loaded = None
         if load_codec:
             if codec is None:
@@ -211,13 +215,13 @@ class Dia:
 
         The delay is undone and the prompt cut off. Arguments and errors are those of `generate`.
         """
+        settings = check_settings(cfg_scale, temperature, top_p, cfg_filter_top_k)
         clips = self._clips(text, audio_prompt, max_tokens, seed, truncate)
-        settings = self._settings(cfg_scale, temperature, top_p, cfg_filter_top_k)
         codes = self._decode(clips, settings, progress=progress)
         return codes[0] if isinstance(text, str) else codes
 
     def _decode(self, clips: list[Clip], settings: SamplingSettings, *, progress: bool) -> list[np.ndarray]:
-        frame_rate = self.codec.config.frame_rate if self.codec else SAMPLE_RATE / 512
+        frame_rate = self.codec.config.frame_rate if self.codec else SAMPLE_RATE / DacConfig().hop
         shape = "{desc}{n:.1f} s of audio [{elapsed}{postfix}]"
         with tqdm(desc="preparing, compiling if new", disable=not progress, bar_format=shape) as bar:
             state = prefill(self.graphdef, self.params, self.config, clips)
@@ -254,13 +258,7 @@ class Dia:
             AudioError: it cannot be read, or is empty or silent.
         """
         codec = self._codec()
-        rate = codec.config.sample_rate
-        if isinstance(audio, (str, os.PathLike)):
-            samples = read_audio(audio, rate=rate)
-        elif isinstance(audio, tuple) and len(audio) == 2:
-            samples = prepare_audio(*audio, rate=rate)
-        else:
-            raise SettingError(f"Audio must be a path or a pair (samples, rate), not {type(audio).__name__}.")
+        samples = self._samples(audio)
         return dac.encode_samples((codec.graphdef, codec.params), samples, config=codec.config)
 
     def decode_codes(self, codes: np.ndarray) -> np.ndarray:
@@ -279,8 +277,20 @@ class Dia:
             raise SettingError("This needs the codec, but the model was loaded without (load_codec=False).")
         return self.codec
 
+    def _samples(self, audio: AudioPrompt) -> np.ndarray:
+        rate = self._codec().config.sample_rate
+        if isinstance(audio, (str, os.PathLike)):
+            return read_audio(audio, rate=rate)
+        if isinstance(audio, tuple) and len(audio) == 2:
+            return prepare_audio(*audio, rate=rate)
+        raise SettingError(f"Audio must be a path or a pair (samples, rate), not {type(audio).__name__}.")
+
     def _check_codes(self, codes: Any) -> np.ndarray:
-        array, channels, size = np.asarray(codes), self.config.decoder.num_channels, self.config.eos_token_id
+        channels, size = self.config.decoder.num_channels, self.config.eos_token_id
+        try:
+            array = np.asarray(codes)
+        except ValueError:
+            raise SettingError(f"Codes must be an integer array [frames, {channels}], not a ragged list.") from None
         if array.ndim != 2 or array.shape[1] != channels or array.dtype.kind not in "iu":
             raise SettingError(f"Codes must be an integer array [frames, {channels}], not {array.dtype} {array.shape}.")
         if array.size and not (array.min() >= 0 and array.max() < size):
@@ -291,10 +301,22 @@ class Dia:
         if prompt is None:
             return np.zeros((0, self.config.decoder.num_channels), np.int32)
         if isinstance(prompt, (str, os.PathLike, tuple)):
-            return self.encode_audio(prompt)
-        if np.asarray(prompt).dtype.kind == "f":
+            codec, samples = self._codec(), self._samples(prompt)
+            self._room(-(-len(samples) // codec.config.hop))  # before a long one is encoded for nothing
+            return dac.encode_samples((codec.graphdef, codec.params), samples, config=codec.config)
+        if isinstance(prompt, np.ndarray) and prompt.dtype.kind == "f":
             raise SettingError("An audio prompt of samples needs its sample rate: pass the pair (samples, rate).")
         return self._check_codes(prompt)
+
+    def _room(self, prompt_frames: int) -> int:
+        """Frames left for what is new."""
+        room = self.config.frame_budget - prompt_frames
+        if room < 1:
+            raise SettingError(
+                f"The audio prompt is {prompt_frames} frames long; the model's {self.config.decoder.max_length} rows "
+                f"hold {self.config.frame_budget} frames with what is to be spoken; use a prompt of 5 to 10 s."
+            )
+        return room
 
     def _clips(
         self,
@@ -304,10 +326,18 @@ class Dia:
         seed: Seed | Sequence[Seed] | None,
         truncate: bool,
     ) -> list[Clip]:
+        if not isinstance(text, (str, list, tuple)):
+            raise SettingError(f"A script must be a string, or several a list of them, not {type(text).__name__}.")
         texts = [text] if isinstance(text, str) else list(text)
         if not texts:
             raise SettingError("There is no script to speak: the list is empty.")
-        tokens = [encode_text(t, max_length=self.config.encoder.max_length, truncate=truncate) for t in texts]
+        encoder = self.config.encoder
+        tokens = [encode_text(t, max_length=encoder.max_length, truncate=truncate) for t in texts]
+        highest = max(int(t.max()) for t in tokens)
+        if highest >= encoder.vocab_size:
+            raise SettingError(
+                f"A script holds the byte {highest}, but this model knows only those below {encoder.vocab_size}."
+            )
         if max_tokens is not None and (isinstance(max_tokens, bool) or not isinstance(max_tokens, (int, np.integer))):
             raise SettingError(f"max_tokens is {max_tokens!r}; it must be a whole number of frames, or None.")
         keys = _keys(seed, len(texts))
@@ -324,12 +354,7 @@ class Dia:
 
         clips = []
         for t, prompt, key in zip(tokens, codes, keys, strict=True):
-            room = self.config.frame_budget - len(prompt)
-            if room < 1:
-                raise SettingError(
-                    f"The audio prompt is {len(prompt)} frames long; the model's {self.config.decoder.max_length} rows "
-                    f"hold {self.config.frame_budget} frames with what is to be spoken; use a prompt of 5 to 10 s."
-                )
+            room = self._room(len(prompt))
             frames = room if max_tokens is None else int(max_tokens)
             if not 1 <= frames <= room:
                 prompt_words = f" beside a prompt of {len(prompt)}" if len(prompt) else ""
@@ -340,22 +365,44 @@ class Dia:
             clips.append(Clip(text=t, prompt=prompt, max_frames=frames, key=key))
         return clips
 
-    def _settings(self, cfg_scale: Any, temperature: Any, top_p: Any, cfg_filter_top_k: Any) -> SamplingSettings:
-        vocab = self.config.decoder.vocab_size
-        ranges = (
-            ("cfg_scale", cfg_scale, lambda x: x >= 0, "a number from 0 (no guidance) up"),
-            ("temperature", temperature, lambda x: x >= 0, "a number from 0 (always the likeliest) up"),
-            ("top_p", top_p, lambda x: 0 < x <= 1, "a number above 0, at most 1"),
-            ("cfg_filter_top_k", cfg_filter_top_k, lambda x: 1 <= x <= vocab and x == int(x), f"whole, 1 to {vocab}"),
-        )
-        for name, value, fits, wanted in ranges:
-            number = isinstance(value, (int, float, np.number)) and not isinstance(value, bool)
-            if not number or not math.isfinite(value) or not fits(value):
-                raise SettingError(f"{name} is {value!r}; it must be {wanted}.")
-        # Traced, so their types must not change from call to call.
-        return SamplingSettings(
-            np.float32(cfg_scale), np.float32(temperature), np.float32(top_p), np.int32(cfg_filter_top_k)
-        )
+
+def check_settings(cfg_scale: Any, temperature: Any, top_p: Any, cfg_filter_top_k: Any) -> SamplingSettings:
+    """Checks how tokens are to be drawn, as far as that can be done without a model.
+
+    Raises:
+        SettingError: a setting is no number or outside its range.
+    """
+    ranges = (
+        ("cfg_scale", cfg_scale, lambda x: 0 <= x <= 1e6, "a number from 0 (no guidance) up"),
+        (
+            "temperature",
+            temperature,
+            lambda x: x == 0 or 1e-6 <= x <= 1e6,
+            "0 (always the likeliest) or a number above",
+        ),
+        ("top_p", top_p, lambda x: 0 < x <= 1, "a number above 0, at most 1"),
+        (
+            "cfg_filter_top_k",
+            cfg_filter_top_k,
+            lambda x: x >= 1 and x == int(x) and x < 2**24,
+            "a whole number from 1 up",
+        ),
+    )
+    values = []
+    for name, value, fits, wanted in ranges:
+        try:
+            if isinstance(value, (bool, str, bytes, complex, np.complexfloating)):
+                raise TypeError
+            number = float(value)
+            good = math.isfinite(number) and fits(number)
+        except (TypeError, ValueError, OverflowError):
+            good, number = False, 0.0
+        if not good:
+            raise SettingError(f"{name} is {value!r}; it must be {wanted}.")
+        values.append(number)
+    # Traced, so their types must not change from call to call.
+    scale, heat, mass = map(np.float32, values[:3])
+    return SamplingSettings(scale, heat, mass, np.int32(values[3]))
 
 
 def load_codec_from(path: str | os.PathLike, *, progress: bool = False) -> Codec:
@@ -370,22 +417,30 @@ def load_codec_from(path: str | os.PathLike, *, progress: bool = False) -> Codec
     return Codec(checkpoint.config, *load_params(checkpoint, progress=progress))
 
 
-def _keys(seed: Seed | Sequence[Seed] | None, count: int) -> list[jax.Array]:
-    def one(value: Any) -> jax.Array:
-        if isinstance(value, jax.Array) and jnp.issubdtype(value.dtype, jax.dtypes.prng_key) and value.ndim == 0:
-            return value
-        is_int = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
-        if not is_int or not 0 <= value < 2**32:
-            raise SettingError(
-                f"seed is {value!r}; it must be a whole number from 0 to {2**32 - 1}, or a jax.random.key."
-            )
-        return jax.random.key(np.uint32(value))
+def check_seed(value: Any) -> jax.Array:
+    """Turns a seed into a key. The generator is always threefry: what others draw under vmap depends on the batch.
 
+    Raises:
+        SettingError: it is neither a whole number in 0 .. 2**32 - 1 nor a scalar threefry key.
+    """
+    if isinstance(value, jax.Array) and jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
+        if value.ndim == 0 and str(jax.random.key_impl(value)) == PRNG:
+            return value
+        raise SettingError(f"seed is a key {value.dtype}{list(value.shape)}; it must be a scalar one of {PRNG}.")
+    is_int = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+    if isinstance(value, (jax.Array, np.ndarray)):
+        is_int = value.ndim == 0 and value.dtype.kind in "iu"
+    if not is_int or not 0 <= int(value) < 2**32:
+        raise SettingError(f"seed is {value!r}; it must be a whole number from 0 to {2**32 - 1}, or a jax.random.key.")
+    return jax.random.key(np.uint32(int(value)), impl=PRNG)
+
+
+def _keys(seed: Seed | Sequence[Seed] | None, count: int) -> list[jax.Array]:
     if seed is None:
-        return [one(secrets.randbits(32)) for _ in range(count)]
+        return [check_seed(secrets.randbits(32)) for _ in range(count)]
     if isinstance(seed, (list, tuple)) or (isinstance(seed, (jax.Array, np.ndarray)) and seed.ndim == 1):
         seeds = list(seed)
         if len(seeds) != count:
             raise SettingError(f"There are {count} scripts but {len(seeds)} seeds; give one each, or one for all.")
-        return [one(value) for value in seeds]
-    return [one(seed)] * count
+        return [check_seed(value) for value in seeds]
+    return [check_seed(seed)] * count

@@ -1,7 +1,6 @@
 """From the logits of one row to its tokens: guidance, top-k filter, EOS rule, temperature, top-p, draw.
 
-Pure functions of one clip's row, for `jax.vmap` to spread over a batch. Every setting is traced, so no setting
-recompiles.
+Pure functions of one clip's row, for `jax.vmap` to spread over a batch. Every setting is traced, so none recompiles.
 Knows nothing of time: which tokens are given, and when a clip ends, is the decode loop's business.
 """
 

@@ -1,5 +1,4 @@
-"""A small Dia and a small DAC with random weights, written in the layouts of the hub: for tests and for trying things
-out.
+"""A small Dia and a small DAC with random weights, written in the layouts of the hub, to test and to try things out.
 
 It makes noise, not speech. Everything else is real: the files, the limits of 1024 bytes and 3072 rows, nine channels.
 """

@@ -190,6 +190,7 @@ BREAKAGES = {
     "empty safetensors": ("transformers", lambda f: os.truncate(f / "model.safetensors", 0)),
     "garbage": ("transformers", lambda f: (f / "model.safetensors").write_bytes(b"not a checkpoint at all")),
     "truncated pth": ("reference-pth", lambda f: truncate(f / "dia-v1.pth", 0.6)),
+    "bare pickle": ("reference-pth", lambda f: (f / "dia-v1.pth").write_bytes(b"\x80\x02")),
     "pickle of objects": ("reference-pth", lambda f: torch.save({"a": Path()}, f / "dia-v1.pth")),
     "pth of a list": ("reference-pth", lambda f: torch.save([torch.ones(2)], f / "dia-v1.pth")),
     "orbax without metadata": ("orbax", lambda f: (f / "params" / "_CHECKPOINT_METADATA").unlink()),
@@ -268,6 +269,29 @@ def test_too_large_for_float16_is_told(tmp_path: Path):
     save_params(tmp_path / "dia", SMALL_DIA, nnx.state(module), layout="transformers")
     with pytest.raises(CheckpointError, match=r"too large for float16: encoder\.layers\.0\.mlp\.wo\.weight"):
         load_params(open_checkpoint(tmp_path / "dia"), dtype="float16")
+
+
+def test_mixed_types_are_not_rounded(tmp_path: Path):
+    """Most matrices in bfloat16, one in float32: the conversion keeps every value of both."""
+    _, params = random_params(SMALL_DIA, dtype="bfloat16")
+    save_params(tmp_path / "mixed", SMALL_DIA, params, layout="transformers")
+    tensors = load_file(tmp_path / "mixed" / "model.safetensors")
+    name = "model.encoder.layers.0.mlp.down_proj.weight"
+    tensors[name] = np.random.default_rng(0).standard_normal(tensors[name].shape).astype(np.float32)
+    save_file(tensors, tmp_path / "mixed" / "model.safetensors")
+    convert(tmp_path / "mixed", tmp_path / "orbax", verify=True)
+    convert(tmp_path / "orbax", tmp_path / "back", layout="transformers", verify=True)
+    for name, array in load_file(tmp_path / "back" / "model.safetensors").items():
+        np.testing.assert_array_equal(array, tensors[name].astype(np.float32))
+
+
+def test_other_types_are_refused(folders: dict[str, Path], tmp_path: Path):
+    shutil.copytree(folders["transformers"], tmp_path / "dia")
+    tensors = load_file(tmp_path / "dia" / "model.safetensors")
+    tensors["model.encoder.norm.weight"] = tensors["model.encoder.norm.weight"].astype(np.float64)
+    save_file(tensors, tmp_path / "dia" / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"of no usable type: model.encoder.norm.weight is F64"):
+        load_module(tmp_path / "dia")
 
 
 def test_a_layout_of_the_other_model_is_refused(tmp_path: Path):

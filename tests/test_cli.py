@@ -73,6 +73,8 @@ def damaged(tmp_path: Path) -> dict[str, Path]:
     files["corrupt"].write_bytes(b"RIFFnothing that was ever a sound")
     soundfile.write(files["silent"], np.zeros(9000), 44_100)
     soundfile.write(files["nothing"], np.zeros(0), 44_100)
+    files["raw"] = tmp_path / "voice.raw"
+    files["raw"].write_bytes(b"\x01\x02" * 500)
     files["latin"] = tmp_path / "latin.txt"
     files["latin"].write_bytes("[S1] Caf\u00e9.".encode("latin-1"))
     return files
@@ -94,6 +96,11 @@ def damaged(tmp_path: Path) -> dict[str, Path]:
         ([TEXT, "--audio-prompt", "{silent}"], "silent"),
         ([TEXT, "--audio-prompt", "{nothing}"], "holds no samples"),
         ([TEXT, "--prompt-text", "[S1] Who?"], "give --audio-prompt"),
+        (["", "--audio-prompt", "{corrupt}", "--prompt-text", "[S1] Who?"], "script is empty"),
+        ([TEXT, "--audio-prompt", "{corrupt}", "--prompt-text", ""], "script is empty"),
+        ([TEXT, "--audio-prompt", "{raw}"], "not a readable audio file"),
+        ([TEXT, TEXT, "-o", "/"], "suffix must be one of"),
+        ([TEXT, "-o", "x" * 300 + ".wav"], "Cannot write"),
         ([TEXT, "--temperature", "-1"], "temperature is -1"),
         ([TEXT, "--top-p", "2"], "top_p is 2"),
         ([TEXT, "--max-tokens", "9999"], "room for 1 to 3056"),
@@ -162,7 +169,7 @@ def test_the_convert_scripts(small: Path, tmp_path: Path):
     scripts = Path(__file__).parent.parent / "convert"
     steps = (
         ("to_orbax.py", small, tmp_path / "a", ()),
-        ("from_orbax.py", tmp_path / "a", tmp_path / "b", ("--layout", "reference")),
+        ("from_orbax.py", tmp_path / "a", tmp_path / "b", ("--layout=reference",)),
     )
     for script, source, target, options in steps:
         command = [sys.executable, scripts / script, source, target, "--verify", *options]

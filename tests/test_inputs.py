@@ -136,6 +136,10 @@ def test_src_vocab_size_is_128_if_absent():
         (lambda d: d["data"].update(delay_pattern=[1] * 9), "must start with 0"),
         (lambda d: d["data"].update(audio_eos_value=1027), "token ids"),
         (lambda d: d["data"].update(text_length=None), "wrong kind"),
+        (lambda d: d["model"].update(rope_max_timescale="x"), "wrong kind"),
+        (lambda d: d["data"].update(delay_pattern=[0, 8.5, 9, 10, 11, 12, 13, 14, 15]), "whole numbers"),
+        (lambda d: d["model"].update(normalization_layer_epsilon=float("inf")), "norm_eps is inf"),
+        (lambda d: d["model"]["decoder"].update(cross_head_dim=7), "cross-attention head_dim 7 is odd"),
         (lambda d: d.pop("data"), "neither `model` and `data`"),
     ],
 )
@@ -153,6 +157,10 @@ def test_dac_configs():
         DacConfig(strides=(2, 4, 5, 8))
     with pytest.raises(ConfigError, match="lacks the key"):
         DacConfig.from_json({})
+    with pytest.raises(ConfigError, match="is a list"):
+        DacConfig.from_json([])
+    with pytest.raises(ConfigError, match="wrong kind"):
+        DacConfig.from_json(DacConfig().to_json() | {"upsampling_ratios": 5})
 
 
 # --- The delay pattern -----------------------------------------------------------------------------------------------
@@ -250,7 +258,7 @@ def test_files_that_are_refused(tmp_path: Path):
 def test_writes_that_are_refused_leave_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     path = tmp_path / "x.wav"
     path.write_text("precious")
-    with pytest.raises(AudioError, match="not a finite array"):
+    with pytest.raises(AudioError, match="not finite floats"):
         write_audio(path, np.array([np.nan]), rate=44100)
     with pytest.raises(AudioError, match=r"suffix must be one of \.wav, \.flac"):
         write_audio(tmp_path / "x.aac", tone(0.1, 44100), rate=44100)

@@ -7,6 +7,7 @@ import threading
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import soundfile
@@ -44,6 +45,8 @@ def test_seeds(dia: Dia):
     np.testing.assert_array_equal(by_int, dia.generate_codes([TEXT] * 2, max_tokens=12, seed=[1, 7])[1])
     keys = jax.vmap(jax.random.key)(np.arange(6, 8, dtype=np.uint32))
     np.testing.assert_array_equal(by_int, dia.generate_codes([TEXT] * 2, max_tokens=12, seed=keys)[1])
+    np.testing.assert_array_equal(by_int, dia.generate_codes([TEXT] * 2, max_tokens=12, seed=jnp.arange(6, 8))[1])
+    np.testing.assert_array_equal(by_int, dia.generate_codes(TEXT, max_tokens=12, seed=np.int64(7)))
     assert not np.array_equal(by_int, dia.generate_codes(TEXT, max_tokens=12, seed=8))
     drawn = dia.generate_codes([TEXT] * 2, max_tokens=12)
     assert not np.array_equal(*drawn)
@@ -97,8 +100,15 @@ def test_none_is_all_that_fits(dia: Dia):
         ({"cfg_scale": -0.5}, "cfg_scale is -0.5"),
         ({"cfg_scale": float("inf")}, "cfg_scale is inf"),
         ({"cfg_filter_top_k": 0}, "cfg_filter_top_k is 0"),
-        ({"cfg_filter_top_k": 2000}, "whole, 1 to 1028"),
+        ({"cfg_filter_top_k": 10**400}, "a whole number from 1 up"),
         ({"cfg_filter_top_k": 3.5}, "cfg_filter_top_k is 3.5"),
+        ({"temperature": "1"}, "temperature is '1'"),
+        ({"cfg_scale": 1e39}, "cfg_scale is 1e\\+39"),
+        ({"text": None}, "must be a string"),
+        ({"audio_prompt": [[1, 2], [3]]}, "1 scripts but 2 audio prompts"),
+        ({"audio_prompt": [[[1, 2], [3]]]}, "ragged"),
+        ({"audio_prompt": (np.ones(44100 * 40, np.float32), 44100)}, "3446 frames long"),
+        ({"seed": jax.random.key(0, impl="rbg")}, "scalar one of threefry2x32"),
         ({"seed": -1}, "seed is -1"),
         ({"seed": 2**32}, "seed is 4294967296"),
         ({"seed": "x"}, "seed is 'x'"),
@@ -256,3 +266,6 @@ def test_a_repo_that_is_not_there(hub, tmp_path: Path):
         Dia.from_pretrained("nobody/nothing", cache_dir=tmp_path, local_files_only=True)
     with pytest.raises(HubError, match="no file or directory here"):
         Dia.from_pretrained("./nothing/here/at/all")
+    for name in ("", "a--b/c", "models/x.git", "модель/диа", "x" * 300, "gpt2"):
+        with pytest.raises(HubError):
+            Dia.from_pretrained(name, cache_dir=tmp_path)
