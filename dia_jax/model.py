@@ -252,7 +252,10 @@ class DecoderLayer(nnx.Module):
 
 def _write_rows(cache: jax.Array, new: jax.Array, start: jax.Array) -> jax.Array:
     """Puts new [R, K, T, H] into cache [R, K, S, H] at rows start[r] .. start[r] + T - 1."""
-    return jax.vmap(lambda c, n, s: jax.lax.dynamic_update_slice(c, n, (0, s, 0)))(cache, new, start)
+    # One update a row: as one vmapped update it would be a scatter, which TPUs run as a loop over a copy of the cache.
+    for row in range(cache.shape[0]):
+        cache = jax.lax.dynamic_update_slice(cache, new[row : row + 1], (row, 0, start[row], 0))
+    return cache
 
 
 class Decoder(nnx.Module):

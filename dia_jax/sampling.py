@@ -50,7 +50,9 @@ def candidate_logits(
     channels = jnp.arange(cond.shape[0])[:, None]
     # Only channel 0 may end a clip, and nobody may draw what lies above EOS.
     allowed = (ids < eos_token_id) | ((ids == eos_token_id) & (channels == 0))
+    # Spread out behind a barrier, or XLA would multiply by the rounded reciprocal and put large logits a step off.
     temperature = jnp.where(settings.temperature > 0, settings.temperature, 1.0)
+    temperature = jax.lax.optimization_barrier(jnp.broadcast_to(temperature, cond.shape))
 
     if variant == "0626":
         logits = jnp.where(_is_top_k(guided, settings.cfg_filter_top_k) & allowed, cond, -jnp.inf) / temperature
