@@ -177,7 +177,7 @@ class Dia:
         Raises:
             DiaError: an argument cannot be used; the message says which, and what could be.
         """
-        codec = self._codec()
+        self._codec()  # told before anything is generated
         codes = self.generate_codes(
             text,
             audio_prompt=audio_prompt,
@@ -191,10 +191,7 @@ class Dia:
             progress=progress,
         )
         clips = [codes] if isinstance(text, str) else codes
-        parts = (codec.graphdef, codec.params)
-        audio = [
-            dac.decode_codes(parts, clip, config=codec.config) for clip in tqdm(clips, "decoding", disable=not progress)
-        ]
+        audio = [self.decode_codes(clip) for clip in tqdm(clips, "decoding", disable=not progress)]
         return audio[0] if isinstance(text, str) else audio
 
     def generate_codes(
@@ -257,8 +254,10 @@ class Dia:
         Raises:
             AudioError: it cannot be read, or is empty or silent.
         """
+        return self._encode(self._samples(audio))
+
+    def _encode(self, samples: np.ndarray) -> np.ndarray:
         codec = self._codec()
-        samples = self._samples(audio)
         return dac.encode_samples((codec.graphdef, codec.params), samples, config=codec.config)
 
     def decode_codes(self, codes: np.ndarray) -> np.ndarray:
@@ -301,9 +300,9 @@ class Dia:
         if prompt is None:
             return np.zeros((0, self.config.decoder.num_channels), np.int32)
         if isinstance(prompt, (str, os.PathLike, tuple)):
-            codec, samples = self._codec(), self._samples(prompt)
-            self._room(-(-len(samples) // codec.config.hop))  # before a long one is encoded for nothing
-            return dac.encode_samples((codec.graphdef, codec.params), samples, config=codec.config)
+            samples = self._samples(prompt)
+            self._room(-(-len(samples) // self._codec().config.hop))  # before a long one is encoded for nothing
+            return self._encode(samples)
         if isinstance(prompt, np.ndarray) and prompt.dtype.kind == "f":
             raise SettingError("An audio prompt of samples needs its sample rate: pass the pair (samples, rate).")
         return self._check_codes(prompt)

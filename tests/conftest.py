@@ -1,6 +1,5 @@
 """What the tests share: reference models with random weights, made and written by `transformers` itself."""
 
-import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +8,7 @@ import torch
 import transformers
 from transformers.models.dia.processing_dia import DiaProcessor
 
-from dia_jax import Codec, Dia, DiaConfig
+from dia_jax import Dia
 from dia_jax.checkpoint import load_params, open_checkpoint
 from dia_jax.small import make_small
 
@@ -114,13 +113,3 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def dia(small: Path) -> Dia:
     return Dia.from_pretrained(small)
-
-
-@pytest.fixture(scope="session")
-def codec(dia: Dia) -> Codec:
-    assert dia.codec is not None
-    return dia.codec
-
-
-def replace_decoder(config: DiaConfig, **sizes: int) -> DiaConfig:
-    return dataclasses.replace(config, decoder=dataclasses.replace(config.decoder, **sizes))
