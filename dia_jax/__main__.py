@@ -74,6 +74,8 @@ class Generate:
     """Makes the result repeatable; without it each run differs, and tells the seed that it drew."""
     dtype: Dtype | None = None
     """Of the weights; by default bfloat16 on an accelerator and float32 on a CPU."""
+    quantize: Literal["int8"] | None = None
+    """Keep the kernels in int8: on a CPU twice as fast for one clip, elsewhere half the memory of bfloat16."""
     variant: Variant | None = None
     """The model's behaviour, where its config does not tell it rightly."""
     truncate: bool = False
@@ -111,6 +113,7 @@ class Generate:
             self.model,
             codec=self.codec,
             dtype=self.dtype,
+            quantize=self.quantize,
             variant=self.variant,
             revision=self.revision,
             local_files_only=self.local_files_only,
@@ -179,6 +182,8 @@ class Convert:
     dia-jax convert weights.pth dia-orbax/dac/ --verify
 
     dia-jax convert dia-orbax/ dia-transformers/ --layout transformers
+
+    dia-jax convert Dia-1.6B-0626/ dia-int8/ --quantize int8 --dtype bfloat16
     """
 
     source: Positional[Path]
@@ -191,6 +196,8 @@ class Convert:
     """Read back what was written and compare every tensor, before the target appears."""
     dtype: Dtype | None = None
     """Convert Dia's kernels; by default they stay as they are, to the bit."""
+    quantize: Literal["int8"] | None = None
+    """Round Dia's kernels to int8; a quarter of float32's bytes. Only for the orbax layout."""
     variant: Variant | None = None
     """Dia's behaviour, where the config does not tell it rightly; it is written into the new config."""
     quiet: bool = False
@@ -206,6 +213,7 @@ class Convert:
             layout=self.layout,
             variant=self.variant,
             dtype=self.dtype,
+            quantize=self.quantize,
             verify=self.verify,
             progress=not self.quiet,
         )

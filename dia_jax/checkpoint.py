@@ -21,7 +21,7 @@ import pickle
 import shutil
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -36,7 +36,7 @@ from tqdm import tqdm
 
 from dia_jax.config import ConfigError, DacConfig, DiaConfig, DiaError, Variant, read_json
 from dia_jax.dac import Dac
-from dia_jax.model import DiaModel
+from dia_jax.model import DiaModel, Quantize, quantize_kernel
 
 Layout = Literal["orbax", "transformers", "reference", "reference-pth", "descript"]
 """What can be written: "reference" and "reference-pth" for Dia only, "descript" for DAC only."""
@@ -87,8 +87,13 @@ class Checkpoint:
     @property
     def dtype(self) -> str:
         """The dtype of all matrices, or float32 where they are mixed: the one to load in, to lose nothing."""
-        dtypes = {tensor.dtype for tensor in self.tensors.values() if len(tensor.shape) > 1}
+        dtypes = {tensor.dtype for tensor in self.tensors.values() if len(tensor.shape) > 1} - {self.quantize}
         return dtypes.pop() if len(dtypes) == 1 and dtypes <= DTYPES.keys() else "float32"
+
+    @property
+    def quantize(self) -> Quantize | None:
+        """ "int8" if the kernels are stored so, which only our own layout does."""
+        return "int8" if self.kind == "dia" and any(name.endswith(".scale") for name in self.tensors) else None
 
 
 # --- Reading files ---------------------------------------------------------------------------------------------------
@@ -408,14 +413,12 @@ def _transposing(name: str, ours: tuple[int, ...], axes: tuple[int, ...]) -> Rul
 
 
 def _transformers_rule(path: str, shape: tuple[int, ...], config: DiaConfig) -> Rule:
-    if path == "decoder.logits_dense.weight":
-        return _transposing("logits_dense.weight", shape, (1, 0))
-    if path == "decoder.embeddings.weight":
-        return _reshaping("model.decoder.embeddings.embed.weight", shape, shape)
+    names = {
+        "decoder.logits_dense.weight": "logits_dense.weight",
+        "decoder.embeddings.weight": "model.decoder.embeddings.embed.weight",
+    }
     name = "model." + path.replace("mlp.wi_fused.", "mlp.gate_up_proj.").replace("mlp.wo.", "mlp.down_proj.")
-    if len(shape) == 1 or path == "encoder.embedding.weight":
-        return _reshaping(name, shape, shape)
-    return _transposing(name, shape, (1, 0))
+    return _reshaping(names.get(path, name), shape, shape)
 
 
 def _reference_rule(path: str, shape: tuple[int, ...], config: DiaConfig) -> Rule:
@@ -427,18 +430,27 @@ def _reference_rule(path: str, shape: tuple[int, ...], config: DiaConfig) -> Rul
             lambda arrays: np.concatenate(arrays),
             lambda array: list(array.reshape(dec.num_channels, dec.vocab_size, dec.hidden_size)),
         )
-    theirs = shape
+    if len(shape) == 1 or path == "encoder.embedding.weight":
+        return _reshaping(path, shape, shape)
+    # Kernels stand as [in..., out...] there, with heads, channels, gate and up as axes of their own.
+    outputs, inputs = (shape[0],), (shape[1],)
     if path == "decoder.logits_dense.weight":
-        theirs = (dec.hidden_size, dec.num_channels, dec.vocab_size)
+        outputs = (dec.num_channels, dec.vocab_size)
     elif path.endswith(".wi_fused.weight"):
-        theirs = (shape[0], 2, shape[1] // 2)
+        outputs = (2, shape[0] // 2)
     elif path.endswith("_proj.weight"):
         head_dim = config.encoder.head_dim if path.startswith("encoder.") else dec.head_dim
         head_dim = dec.cross_head_dim if ".cross_attention." in path else head_dim
-        is_output = path.endswith(".o_proj.weight")
-        theirs = (-1, head_dim, shape[1]) if is_output else (shape[0], -1, head_dim)
-        theirs = tuple(int(np.prod(shape)) // -int(np.prod(theirs)) if size == -1 else size for size in theirs)
-    return _reshaping(path, shape, theirs)
+        if path.endswith(".o_proj.weight"):
+            inputs = (shape[1] // head_dim, head_dim)
+        else:
+            outputs = (shape[0] // head_dim, head_dim)
+    return Rule(
+        (path,),
+        inputs + outputs,
+        lambda arrays: arrays[0].reshape(shape[1], shape[0]).T,
+        lambda array: [array.T.reshape(inputs + outputs)],
+    )
 
 
 def _dac_rule(path: str, shape: tuple[int, ...], layout: str, config: DacConfig) -> Rule:
@@ -473,13 +485,20 @@ def _descript_name(path: str, blocks: int) -> str:
 # --- Loading ---------------------------------------------------------------------------------------------------------
 
 
-def abstract_params(config: DiaConfig | DacConfig, dtype: str = "float32") -> tuple[nnx.GraphDef, nnx.State]:
+def abstract_params(
+    config: DiaConfig | DacConfig, dtype: str = "float32", quantize: Quantize | None = None
+) -> tuple[nnx.GraphDef, nnx.State]:
     """The module's structure and its parameters as shapes and dtypes, without any bytes."""
     if isinstance(config, DiaConfig):
-        module = nnx.eval_shape(lambda: DiaModel(config, dtype=DTYPES[dtype], rngs=nnx.Rngs(0)))
-    else:
-        module = nnx.eval_shape(lambda: Dac(config, rngs=nnx.Rngs(0)))
-    return nnx.split(module)
+
+        def make() -> DiaModel:
+            model = DiaModel(config, dtype=DTYPES[dtype], rngs=nnx.Rngs(0))
+            if quantize is not None:
+                model.quantize()
+            return model
+
+        return nnx.split(nnx.eval_shape(make))
+    return nnx.split(nnx.eval_shape(lambda: Dac(config, rngs=nnx.Rngs(0))))
 
 
 def _by_path(state: nnx.State) -> dict[str, Any]:
@@ -487,7 +506,7 @@ def _by_path(state: nnx.State) -> dict[str, Any]:
 
 
 def load_params(
-    checkpoint: Checkpoint, *, dtype: str | None = None, progress: bool = False
+    checkpoint: Checkpoint, *, dtype: str | None = None, quantize: Quantize | None = None, progress: bool = False
 ) -> tuple[nnx.GraphDef, nnx.State]:
     """Reads a checkpoint onto the default device.
 
@@ -495,6 +514,7 @@ def load_params(
         checkpoint: from `open_checkpoint`.
         dtype: of Dia's kernels and embeddings ("float32", "bfloat16", "float16"); None keeps the stored one. Norms and
             the codec are float32 whatever it is.
+        quantize: "int8" rounds Dia's kernels as they are read. A checkpoint that is stored so is loaded so.
         progress: show a progress bar.
 
     Returns:
@@ -503,7 +523,7 @@ def load_params(
     Raises:
         CheckpointError: lists every missing, unknown, misshapen, unreadable and non-finite tensor.
     """
-    graphdef, abstract = abstract_params(checkpoint.config, dtype or checkpoint.dtype)
+    graphdef, abstract = abstract_params(checkpoint.config, dtype or checkpoint.dtype, quantize or checkpoint.quantize)
     wanted = _by_path(abstract)
     loaded = {}
     for path, array in _read_params(checkpoint, wanted, progress=progress):
@@ -517,7 +537,9 @@ def _read_params(
     checkpoint: Checkpoint, wanted: Mapping[str, Any], *, progress: bool
 ) -> Iterator[tuple[str, np.ndarray]]:
     """Yields our parameters one by one, in our shapes and dtypes; raises at the end of a bad checkpoint."""
-    rules = _rules(checkpoint.config, checkpoint.layout, {path: value.shape for path, value in wanted.items()})
+    rounds = checkpoint.quantize is None and any(path.endswith(".scale") for path in wanted)
+    stored = {path: value.shape for path, value in wanted.items() if not (rounds and path.endswith(".scale"))}
+    rules = _rules(checkpoint.config, checkpoint.layout, stored)
     tensors, problems = checkpoint.tensors, list(checkpoint.problems)
     expected = {name: rule.shape for rule in rules.values() for name in rule.names}
     problems += [f"missing: {name} {shape}" for name, shape in expected.items() if name not in tensors]
@@ -537,7 +559,7 @@ def _read_params(
             for name in rule.names:
                 if name not in tensors or tensors[name].shape != rule.shape:
                     continue
-                array, problem = _read_tensor(name, tensors[name])
+                array, problem = _read_tensor(name, tensors[name], {*DTYPES, checkpoint.quantize})
                 bar.update(tensors[name].nbytes)
                 problems += problem
                 arrays.append(array)
@@ -545,6 +567,13 @@ def _read_params(
             if problems:
                 continue  # go on reading, to report all there is, but keep nothing
             dtype = wanted[path].dtype
+            if rounds and dtype == jnp.int8:
+                kernel, scale = quantize_kernel(rule.load(arrays))
+                del arrays
+                yield path.removesuffix("weight") + "scale", scale  # in the order in which they would be read
+                yield path, kernel
+                del kernel
+                continue
             array = _aligned_empty(wanted[path].shape, dtype)
             with np.errstate(over="ignore"):  # looked for below
                 np.copyto(array, rule.load(arrays), casting="unsafe")
@@ -571,9 +600,9 @@ def _aligned_empty(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
     return raw[start : start + size].view(dtype).reshape(shape)
 
 
-def _read_tensor(name: str, tensor: StoredTensor) -> tuple[np.ndarray, list[str]]:
+def _read_tensor(name: str, tensor: StoredTensor, dtypes: Collection) -> tuple[np.ndarray, list[str]]:
     empty = np.zeros(0, np.float32)
-    if tensor.dtype not in DTYPES:
+    if tensor.dtype not in dtypes:
         return empty, [f"of no usable type: {name} is {tensor.dtype}, not one of {', '.join(DTYPES)}"]
     try:
         array = tensor.read()
@@ -648,6 +677,8 @@ def write_params(
         ocp.save(str(folder.absolute() / ORBAX_FOLDER), arrays)
         _write_json(folder / "config.json", config.to_json())
         return
+    if is_dia and any(path.endswith(".scale") for path in values):
+        raise CheckpointError(f"Layout {layout!r} holds no int8 kernels; write the orbax layout.")
 
     if not isinstance(config, DiaConfig):
         data = config.to_json()
@@ -781,6 +812,7 @@ def convert(
     layout: Layout = "orbax",
     variant: Variant | None = None,
     dtype: str | None = None,
+    quantize: Quantize | None = None,
     verify: bool = False,
     progress: bool = False,
 ) -> Checkpoint:
@@ -792,6 +824,7 @@ def convert(
         layout: what to write, see `save_params`.
         variant: overrides the behaviour that Dia's config implies.
         dtype: converts Dia's kernels; None keeps them as they are, to the bit.
+        quantize: "int8" rounds Dia's kernels; only for the orbax layout.
         verify: read back what was written and compare every tensor with the source, before `target` appears.
         progress: show progress bars.
 
@@ -803,7 +836,7 @@ def convert(
     """
     checkpoint = open_checkpoint(source, variant=variant)
     with new_directory(target) as folder:
-        _, params = load_params(checkpoint, dtype=dtype, progress=progress)
+        _, params = load_params(checkpoint, dtype=dtype, quantize=quantize, progress=progress)
         write_params(folder, checkpoint.config, params, layout=layout, progress=progress)
         wanted = {path: jax.ShapeDtypeStruct(v.shape, v.dtype) for path, v in _by_path(params).items()}
         del params

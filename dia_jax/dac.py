@@ -270,6 +270,35 @@ def _encode(graphdef: nnx.GraphDef[Dac], params: nnx.State, samples: jax.Array, 
     return nnx.merge(graphdef, params).encode(samples, valid)
 
 
+def decode_window(
+    codec: tuple[nnx.GraphDef[Dac], nnx.State],
+    codes: np.ndarray,
+    start: int,
+    stop: int,
+    *,
+    config: DacConfig,
+    window: int = WINDOW_FRAMES,
+) -> np.ndarray:
+    """Decodes frames start .. stop - 1 of a clip: at most `window` of them, in one call of one shape.
+
+    Args:
+        codec: the split module.
+        codes: int [T, C], each in 0 .. codebook_size - 1. More may follow behind them if they reach to
+            stop + `decoder_context`.
+        window: frames that the program is made for.
+
+    Returns:
+        float32 [(stop - start) * hop], the samples that decoding the whole clip would give.
+    """
+    context = decoder_context(config)
+    begin = max(start - context, 0)
+    part = codes[begin : stop + context]
+    padded = np.zeros((1, window + 2 * context, config.num_codebooks), np.int32)
+    padded[0, : len(part)] = part
+    out = np.asarray(_decode(*codec, padded, np.array([len(part)], np.int32)))[0]
+    return out[(start - begin) * config.hop : (stop - begin) * config.hop]
+
+
 def decode_codes(
     codec: tuple[nnx.GraphDef[Dac], nnx.State], codes: np.ndarray, *, config: DacConfig, window: int = WINDOW_FRAMES
 ) -> np.ndarray:
@@ -283,19 +312,11 @@ def decode_codes(
     Returns:
         float32 [T * hop].
     """
-    context, frames = decoder_context(config), len(codes)
-    samples = np.zeros(frames * config.hop, np.float32)
-    for start in range(0, frames, window):
-        begin = max(start - context, 0)
-        part = codes[begin : begin + window + 2 * context]
-        padded = np.zeros((1, window + 2 * context, config.num_codebooks), np.int32)
-        padded[0, : len(part)] = part
-        stop = min(start + window, frames)
-        out = _decode(*codec, padded, np.array([len(part)], np.int32))[0]
-        samples[start * config.hop : stop * config.hop] = out[
-            (start - begin) * config.hop : (stop - begin) * config.hop
-        ]
-    return samples
+    samples = [
+        decode_window(codec, codes, start, min(start + window, len(codes)), config=config, window=window)
+        for start in range(0, len(codes), window)
+    ]
+    return np.concatenate([np.zeros(0, np.float32), *samples])
 
 
 def encode_samples(

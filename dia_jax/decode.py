@@ -23,6 +23,9 @@ from dia_jax.sampling import SamplingSettings, sample
 PREFILL_ROWS = 256
 """Rows of a voice prompt that one pass of the prefill takes: bounds its memory; sizes of caches are multiples of it."""
 
+FIRST_ROWS = 1024
+"""Rows of a new cache, 12 s: each size is a program of its own, and at batch 1 all 3072 rows cost 6 % more bytes."""
+
 NOT_ENDED = np.iinfo(np.int32).max // 2
 
 
@@ -63,12 +66,14 @@ class Clip:
         prompt: int [P, C], codes of the voice prompt; P = 0 for none.
         max_frames: new frames at most.
         key: its PRNG key, a scalar typed key array.
+        number: what the caller knows it by.
     """
 
     text: np.ndarray
     prompt: np.ndarray
     max_frames: int
     key: jax.Array
+    number: int = 0
 
 
 def bucket(size: int, smallest: int, largest: int) -> int:
@@ -79,36 +84,61 @@ def bucket(size: int, smallest: int, largest: int) -> int:
     return max(size, min(bound, largest))
 
 
-def prefill(graphdef: nnx.GraphDef[DiaModel], params: nnx.State, config: DiaConfig, clips: list[Clip]) -> DecodeState:
+def cache_rows(row: int, config: DiaConfig) -> int:
+    """The size of a cache in which `row` can be written."""
+    return bucket(row + 1, PREFILL_ROWS, _grid_rows(config))
+
+
+def _grid_rows(config: DiaConfig) -> int:
+    return -(-config.decoder.max_length // PREFILL_ROWS) * PREFILL_ROWS
+
+
+def text_bucket(clips: list[Clip], config: DiaConfig) -> int:
+    """The size to which the scripts of these clips are padded."""
+    return bucket(max(len(clip.text) for clip in clips), 128, config.encoder.max_length)
+
+
+def prefill(
+    graphdef: nnx.GraphDef[DiaModel],
+    params: nnx.State,
+    config: DiaConfig,
+    clips: list[Clip],
+    *,
+    rows: int | None = None,
+    text_size: int | None = None,
+) -> DecodeState:
     """Encodes the scripts and runs the voice prompts, padding everything up to few sizes.
 
     Args:
         graphdef, params: the model, split.
         clips: one or more; the caller has checked that each fits (P + max_frames <= config.frame_budget).
+        rows: size of the caches; by default what the first `FIRST_ROWS` rows need, or the prompts if they are longer.
+        text_size: that of the scripts; by default their `text_bucket`.
     """
-    needed = max(len(clip.prompt) + clip.max_frames for clip in clips) + config.max_delay + 1
-    ceiling = -(-config.decoder.max_length // PREFILL_ROWS) * PREFILL_ROWS
-    rows = bucket(needed, PREFILL_ROWS, ceiling)
-    text_size = bucket(max(len(clip.text) for clip in clips), 128, config.encoder.max_length)
+    if rows is None:
+        last = max(len(clip.prompt) + clip.max_frames for clip in clips) + config.max_delay
+        rows = cache_rows(max(min(last, FIRST_ROWS - 1), *(len(clip.prompt) for clip in clips), 0), config)
+    if text_size is None:
+        text_size = text_bucket(clips, config)
     batch = bucket(len(clips), 1, 1 << 30)
 
     text = np.zeros((batch, text_size), np.int32)
-    grid = np.full((batch, rows, config.decoder.num_channels), config.pad_token_id, np.int32)
+    grid = np.full((batch, _grid_rows(config), config.decoder.num_channels), config.pad_token_id, np.int32)
     prompt_frames, limit_row = np.zeros(batch, np.int32), np.zeros(batch, np.int32)
     for i, clip in enumerate(clips):
         text[i, : len(clip.text)] = clip.text
         grid[i] = apply_delay(
-            clip.prompt, rows=rows, delay_pattern=config.delay_pattern, bos_token_id=config.bos_token_id
+            clip.prompt, rows=grid.shape[1], delay_pattern=config.delay_pattern, bos_token_id=config.bos_token_id
         )
         prompt_frames[i] = len(clip.prompt)
         limit_row[i] = 1 + len(clip.prompt) + clip.max_frames
     keys = jnp.stack([clips[min(i, len(clips) - 1)].key for i in range(batch)])
     done = np.arange(batch) >= len(clips)
-    return _prefill(graphdef, params, text, grid, prompt_frames, limit_row, done, keys)
+    return _prefill(graphdef, params, rows, text, grid, prompt_frames, limit_row, done, keys)
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _prefill(graphdef, params, text, grid, prompt_frames, limit_row, done, keys) -> DecodeState:
+@functools.partial(jax.jit, static_argnums=(0, 2))
+def _prefill(graphdef, params, rows, text, grid, prompt_frames, limit_row, done, keys) -> DecodeState:
     model = nnx.merge(graphdef, params)
     text_mask = text != 0
     mask = _two_rows(text_mask)
@@ -125,7 +155,7 @@ def _prefill(graphdef, params, text, grid, prompt_frames, limit_row, done, keys)
 
     # The prompt's last row is the loop's first input, so rows 0 .. P - 1 are run here.
     passes = -(-jnp.max(prompt_frames) // PREFILL_ROWS)
-    cache = jax.lax.fori_loop(0, passes, run_rows, model.decoder.empty_cache(mask.shape[0], grid.shape[1]))
+    cache = jax.lax.fori_loop(0, passes, run_rows, model.decoder.empty_cache(mask.shape[0], rows))
     return DecodeState(
         grid=grid,
         row=prompt_frames,
@@ -147,7 +177,10 @@ def decode_chunk(
     settings: SamplingSettings,
     max_steps: int | jax.Array,
 ) -> DecodeState:
-    """Runs up to `max_steps` rows, or fewer if every clip is done before. The state that goes in is donated."""
+    """Runs up to `max_steps` rows, or fewer if every clip is done before. The state that goes in is donated.
+
+    The caches must hold the rows: state.row + max_steps <= their size for every clip that is not done.
+    """
     model = nnx.merge(graphdef, params)
 
     def unfinished(carry):
@@ -192,6 +225,28 @@ def _step(model: DiaModel, state: DecodeState, settings: SamplingSettings) -> De
         done=done,
         cache=cache,
     )
+
+
+@functools.partial(jax.jit, static_argnames="rows")
+def grow(cache: list[KV], rows: int) -> list[KV]:
+    """The same caches with room for `rows` rows."""
+    return jax.tree.map(lambda x: jnp.pad(x, ((0, 0), (0, 0), (0, rows - x.shape[2]), (0, 0))), cache)
+
+
+@functools.partial(jax.jit, donate_argnames="state")
+def insert(state: DecodeState, clip: DecodeState, slot: int | jax.Array) -> DecodeState:
+    """Puts a clip, a state of B = 1 and of the same sizes otherwise, in the place of another."""
+    # An array has one row a clip or two, and so has the part that goes in.
+    return jax.tree.map(
+        lambda all_, one: jax.lax.dynamic_update_slice_in_dim(all_, one, slot * one.shape[0], axis=0), state, clip
+    )
+
+
+@jax.jit
+def select(state: DecodeState, slots: jax.Array) -> DecodeState:
+    """The clips in `slots`, int [n], as a batch of their own."""
+    batch = len(state.row)
+    return jax.tree.map(lambda x: x.reshape(batch, -1, *x.shape[1:])[slots].reshape(-1, *x.shape[1:]), state)
 
 
 def _two_rows(x: jax.Array) -> jax.Array:

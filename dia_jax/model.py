@@ -2,7 +2,7 @@
 
 Knows weights and pure calls. Key/value caches come in as arguments and go out as results; sampling, the delay pattern
 and files are other rooms. The parameters' paths are the reference's names
-(encoder.layers.0.self_attention.q_proj.weight); every kernel is stored as [in, out], heads flattened.
+(encoder.layers.0.self_attention.q_proj.weight); every kernel is stored as [out, in], heads flattened.
 
 Dimensions:
     B clips          R rows of a batch (two a clip while decoding: unconditional, conditional)
@@ -13,10 +13,12 @@ Dimensions:
 
 Numerics: kernels and caches are in the compute dtype; norms, RoPE, softmax, the residual stream and the logits are in
 float32, and every product accumulates in float32. Attention is not scaled (factor 1.0), so its scores are large and do
-not bear 16 bits.
+not bear 16 bits. Kernels may be int8 with a scale for each output instead; all else stays as it is.
 """
 
 import dataclasses
+import functools
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +26,9 @@ import numpy as np
 from flax import nnx
 
 from dia_jax.config import DecoderConfig, DiaConfig, EncoderConfig
+
+Quantize = Literal["int8"]
+"""How kernels may be stored in fewer bits: "int8", per output channel; embeddings and norms stay as they are."""
 
 
 @jax.tree_util.register_dataclass
@@ -63,42 +68,155 @@ def _precision(dtype: jnp.dtype) -> jax.lax.Precision | None:
     return jax.lax.Precision.HIGHEST if dtype == jnp.float32 else None
 
 
-def attend(q: jax.Array, kv: KV, mask: jax.Array) -> jax.Array:
-    """Attention with factor 1.0; query head h uses key/value head h // G.
+def attend(q: jax.Array, *parts: tuple[KV, jax.Array]) -> jax.Array:
+    """Attention with factor 1.0 over the keys of all parts together; query head h uses key/value head h // G.
 
     Args:
         q: float32 [R, T, N, H].
-        kv: keys and values [R, K, S, H].
-        mask: bool [R, T, S] or anything that broadcasts to it; False hides a key.
+        parts: keys and values [R, K, S, H] each, with a mask, bool [R, T, S] or what broadcasts to it; False hides a
+            key.
 
     Returns:
         float32 [R, T, N * H].
     """
     rows, time, heads, head_dim = q.shape
-    dtype, precision = kv.k.dtype, _precision(kv.k.dtype)
+    dtype = parts[0][0].k.dtype
+    dot = functools.partial(jnp.einsum, precision=_precision(dtype), preferred_element_type=jnp.float32)
     # Batch, rows, columns in this order on both sides: XLA's CPU backend has no 16-bit product with a transposed
     # result.
-    q = q.astype(dtype).reshape(rows, time, kv.k.shape[1], -1, head_dim).transpose(0, 2, 3, 1, 4)  # [R, K, G, T, H]
-    scores = jnp.einsum("RKGTH,RKSH->RKGTS", q, kv.k, precision=precision, preferred_element_type=jnp.float32)
+    q = q.astype(dtype).reshape(rows, time, parts[0][0].k.shape[1], -1, head_dim).transpose(0, 2, 3, 1, 4)
     # A finite floor, so that a row with nothing to see (padding) yields numbers that are thrown away, not NaN.
-    scores = jnp.where(mask[:, None, None], scores, jnp.finfo(jnp.float32).min)
-    weights = jax.nn.softmax(scores, axis=-1).astype(dtype)
-    out = jnp.einsum("RKGTS,RKSH->RKGTH", weights, kv.v, precision=precision, preferred_element_type=jnp.float32)
-    return out.transpose(0, 3, 1, 2, 4).reshape(rows, time, heads * head_dim)
+    floor = jnp.finfo(jnp.float32).min
+    scores = [jnp.where(mask[:, None, None], dot("RKGTH,RKSH->RKGTS", q, kv.k), floor) for kv, mask in parts]
+    highest = functools.reduce(jnp.maximum, [part.max(axis=-1, keepdims=True) for part in scores])
+    weights = [jnp.exp(part - highest) for part in scores]
+    total = sum(part.sum(axis=-1, keepdims=True) for part in weights)
+    # Divided by the total after the product: so many elements fewer, and none to write down again.
+    out = sum(dot("RKGTS,RKSH->RKGTH", part.astype(dtype), kv.v) for part, (kv, _) in zip(weights, parts, strict=True))
+    return (out / total).transpose(0, 3, 1, 2, 4).reshape(rows, time, heads * head_dim)
+
+
+def attend_then_write(q: jax.Array, cache: KV, new: KV, start: jax.Array) -> tuple[jax.Array, KV]:
+    """Attends to the cache's rows before start and to the new ones, and writes these into the cache.
+
+    Nothing in the call reads what is written, so it is written in place. If attention read the updated cache, a TPU
+    would update it in its fast memory and copy all of it back: a quarter more bytes at 16 clips.
+
+    Args:
+        q: float32 [R, T, N, H].
+        cache: rows before, [R, K, S, H], S >= start + T.
+        new: [R, K, T, H].
+        start: int [R].
+    """
+    before = jnp.arange(cache.k.shape[2]) < start[:, None]
+    out = attend(q, (cache, before[:, None]), (new, _causal(q.shape[1])))
+    return out, _write_rows(cache, new, start)
+
+
+def write_then_attend(q: jax.Array, cache: KV, new: KV, start: jax.Array) -> tuple[jax.Array, KV]:
+    """The same the other way round, for XLA's CPU backend, which would copy a cache that is read before it is written.
+
+    It puts no order between the two, and so keeps what was there.
+    """
+    cache = _write_rows(cache, new, start)
+    positions = start[:, None] + jnp.arange(q.shape[1])  # [R, T]
+    return attend(q, (cache, jnp.arange(cache.k.shape[2]) <= positions[..., None])), cache
+
+
+def _causal(time: int) -> jax.Array:
+    return jnp.tril(jnp.ones((1, time, time), bool))
+
+
+def _write_rows(cache: KV, new: KV, start: jax.Array) -> KV:
+    """Puts new [R, K, T, H] into cache [R, K, S, H] at rows start[r] .. start[r] + T - 1."""
+
+    def write(cache: jax.Array, new: jax.Array) -> jax.Array:
+        # One update a row: as one vmapped update it would be a scatter, which TPUs run as a loop over a copy of the
+        # cache.
+        for row in range(cache.shape[0]):
+            cache = jax.lax.dynamic_update_slice(cache, new[row : row + 1], (row, 0, start[row], 0))
+        return cache
+
+    return jax.tree.map(write, cache, new)
 
 
 class Linear(nnx.Module):
-    """A product with a kernel [in, out], without bias; takes the kernel's dtype, gives float32."""
+    """A product with a kernel [out, in], without bias; float32 [..., in] -> float32 [..., out].
+
+    The kernel is of the compute dtype or, after `quantize`, int8 with a float32 scale for each output.
+    """
 
     def __init__(self, in_size: int, out_size: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
-        init = jax.nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal")
-        self.weight = nnx.Param(init(rngs.params(), (in_size, out_size), dtype))
+        self.dtype = dtype
+        init = jax.nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal", in_axis=1, out_axis=0)
+        self.weight = nnx.Param(init(rngs.params(), (out_size, in_size), dtype))
+        self.scale: nnx.Param | None = nnx.data(None)
+
+    def quantize(self) -> None:
+        """Rounds the kernel to int8."""
+        weight, scale = quantize_kernel(self.weight[...])
+        self.weight, self.scale = nnx.Param(weight), nnx.Param(scale)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        weight = self.weight[...]
-        return jnp.dot(
-            x.astype(weight.dtype), weight, precision=_precision(weight.dtype), preferred_element_type=jnp.float32
-        )
+        weight, rows = self.weight[...], x.reshape(-1, x.shape[-1])
+        if self.scale is None:
+            out = jax.lax.platform_dependent(weight, rows.astype(self.dtype), cpu=_product_on_cpu, default=_product)
+        else:
+            # Where the backend converts the kernel on its way into the product, only int8 crosses the memory bus. XLA's
+            # CPU backend would write the converted kernel out first, so there the rows become int8 instead.
+            out = self.scale[...] * jax.lax.platform_dependent(
+                weight,
+                rows,
+                cpu=_int8_product,
+                default=lambda weight, rows: _product(weight.astype(self.dtype), rows.astype(self.dtype)),
+            )
+        return out.reshape(*x.shape[:-1], -1)
+
+
+def _product(weight: jax.Array, rows: jax.Array) -> jax.Array:
+    """[out, in] and [rows, in] of one dtype -> float32 [rows, out]."""
+    return jnp.einsum("OI,RI->RO", weight, rows, precision=_precision(rows.dtype), preferred_element_type=jnp.float32)
+
+
+def _product_on_cpu(weight: jax.Array, rows: jax.Array) -> jax.Array:
+    """`_product` with the operands in the order that XLA's CPU backend is fast at.
+
+    It packs the right operand anew on every call: with the kernel there, the few rows of a decode step take two and a
+    half times as long in float32 and a quarter longer in int8. In 16 bit it is the other way round.
+    """
+    if jnp.dtype(rows.dtype).itemsize == 2:
+        return _product(weight, rows)
+    dtype = jnp.int32 if rows.dtype == jnp.int8 else jnp.float32
+    out = jnp.einsum("OI,RI->OR", weight, rows, precision=_precision(rows.dtype), preferred_element_type=dtype)
+    # The barrier keeps XLA from seeing that a transposed product is the product of the swapped operands.
+    return jax.lax.optimization_barrier(out).T.astype(jnp.float32)
+
+
+def _int8_product(weight: jax.Array, rows: jax.Array) -> jax.Array:
+    """int8 [out, in] and float32 [rows, in] -> float32 [rows, out] by products of int8 alone.
+
+    A row is written as step * (high + low / 254), two rows of int8, where step is its largest magnitude / 127: an error
+    of at most step / 508 an element. The kernel is read once for both.
+    """
+    step = jnp.maximum(jnp.max(jnp.abs(rows), axis=1, keepdims=True), jnp.finfo(jnp.float32).tiny) / 127
+    scaled = rows / step
+    high = jnp.round(scaled)
+    low = jnp.round((scaled - high) * 254)
+    both = _product_on_cpu(weight, jnp.concatenate([high, low]).astype(jnp.int8))
+    high, low = jnp.split(both, 2)
+    return (high + low / 254) * step
+
+
+def quantize_kernel(weight: jax.Array | np.ndarray) -> tuple[Any, Any]:
+    """Rounds a kernel [out, in] to int8, symmetric, one scale an output: weight ~ scale * kernel.
+
+    Returns:
+        int8 [out, in] in -127 .. 127 and float32 [out], of the kind of array that went in.
+    """
+    numbers = np if isinstance(weight, np.ndarray) else jnp
+    weight = weight.astype(np.float32)
+    scale = numbers.maximum(numbers.abs(weight).max(axis=1), np.finfo(np.float32).tiny) / np.float32(127)
+    return numbers.round(weight / scale[:, None]).astype(np.int8), scale
 
 
 class Embedding(nnx.Module):
@@ -163,7 +281,7 @@ class Attention(nnx.Module):
         """float32 [R, S, D] -> keys (rotated if angles are given) and values [R, K, S, H] in the compute dtype."""
         k, v = self._heads(self.k_proj(x)), self._heads(self.v_proj(x))
         k = k if angles is None else apply_rope(k, angles)
-        dtype = self.k_proj.weight.dtype
+        dtype = self.k_proj.dtype
         return KV(k=k.swapaxes(1, 2).astype(dtype), v=v.swapaxes(1, 2).astype(dtype))
 
     def _heads(self, x: jax.Array) -> jax.Array:
@@ -183,7 +301,7 @@ class EncoderLayer(nnx.Module):
     def __call__(self, x: jax.Array, angles: tuple[jax.Array, jax.Array], mask: jax.Array) -> jax.Array:
         attention = self.self_attention
         h = self.pre_sa_norm(x)
-        x = x + attention.o_proj(attend(attention.queries(h, angles), attention.keys_values(h, angles), mask))
+        x = x + attention.o_proj(attend(attention.queries(h, angles), (attention.keys_values(h, angles), mask)))
         return x + self.mlp(self.post_sa_norm(x))
 
 
@@ -231,31 +349,22 @@ class DecoderLayer(nnx.Module):
         x: jax.Array,
         angles: tuple[jax.Array, jax.Array],
         cross_angles: tuple[jax.Array, jax.Array] | None,
-        cross: KV,
-        text_mask: jax.Array,
-        mask: jax.Array,
+        cross: tuple[KV, jax.Array],
         cache: KV | None,
         start: jax.Array,
     ) -> tuple[jax.Array, KV]:
         attention = self.self_attention
         h = self.pre_sa_norm(x)
-        kv = attention.keys_values(h, angles)
-        if cache is not None:
-            kv = KV(k=_write_rows(cache.k, kv.k, start), v=_write_rows(cache.v, kv.v, start))
-        x = x + attention.o_proj(attend(attention.queries(h, angles), kv, mask))
+        q, kv = attention.queries(h, angles), attention.keys_values(h, angles)
+        if cache is None:
+            out = attend(q, (kv, _causal(x.shape[1])))
+        else:
+            out, kv = jax.lax.platform_dependent(q, cache, kv, start, cpu=write_then_attend, default=attend_then_write)
+        x = x + attention.o_proj(out)
 
         attention = self.cross_attention
-        q = attention.queries(self.pre_ca_norm(x), cross_angles)
-        x = x + attention.o_proj(attend(q, cross, text_mask[:, None, :]))
+        x = x + attention.o_proj(attend(attention.queries(self.pre_ca_norm(x), cross_angles), cross))
         return x + self.mlp(self.pre_mlp_norm(x)), kv
-
-
-def _write_rows(cache: jax.Array, new: jax.Array, start: jax.Array) -> jax.Array:
-    """Puts new [R, K, T, H] into cache [R, K, S, H] at rows start[r] .. start[r] + T - 1."""
-    # One update a row: as one vmapped update it would be a scatter, which TPUs run as a loop over a copy of the cache.
-    for row in range(cache.shape[0]):
-        cache = jax.lax.dynamic_update_slice(cache, new[row : row + 1], (row, 0, start[row], 0))
-    return cache
 
 
 class Decoder(nnx.Module):
@@ -279,7 +388,7 @@ class Decoder(nnx.Module):
     def empty_cache(self, rows: int, length: int) -> list[KV]:
         """Self-attention caches of zeros, one a layer, for `rows` rows of the batch and `length` rows of the grid."""
         dec = self.config
-        zeros = jnp.zeros((rows, dec.num_kv_heads, length, dec.head_dim), self.logits_dense.weight.dtype)
+        zeros = jnp.zeros((rows, dec.num_kv_heads, length, dec.head_dim), self.logits_dense.dtype)
         return [KV(k=zeros, v=zeros) for _ in self.layers]
 
     def __call__(
@@ -309,13 +418,10 @@ class Decoder(nnx.Module):
         x = self.embeddings(tokens + offsets).sum(axis=-2)
         angles = rope_angles(positions, dec.head_dim, dec.rope_theta)
         cross_angles = self._cross_angles(positions)
-        keys = positions if cache is None else jnp.arange(cache[0].k.shape[2])[None]
-        mask = keys[:, None, :] <= positions[:, :, None]
         new_cache = []
         for i, layer in enumerate(self.layers):
-            x, kv = layer(
-                x, angles, cross_angles, cross[i], text_mask, mask, None if cache is None else cache[i], start
-            )
+            before = None if cache is None else cache[i]
+            x, kv = layer(x, angles, cross_angles, (cross[i], text_mask[:, None]), before, start)
             new_cache.append(kv)
         return self.norm(x), new_cache
 
@@ -342,6 +448,12 @@ class DiaModel(nnx.Module):
         self.config = config
         self.encoder = Encoder(config.encoder, dtype=dtype, rngs=rngs)
         self.decoder = Decoder(config, dtype=dtype, rngs=rngs)
+
+    def quantize(self) -> None:
+        """Rounds every kernel to int8, in place; embeddings stay in the compute dtype."""
+        for _, module in nnx.iter_modules(self):
+            if isinstance(module, Linear):
+                module.quantize()
 
     def __call__(self, text: jax.Array, tokens: jax.Array) -> jax.Array:
         """Teacher-forced logits.

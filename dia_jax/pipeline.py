@@ -25,6 +25,7 @@ from dia_jax.checkpoint import DTYPES, CheckpointError, load_params, open_checkp
 from dia_jax.config import DacConfig, DiaConfig, DiaError, Variant
 from dia_jax.decode import Clip, decode_chunk, prefill, read_codes
 from dia_jax.hub import resolve
+from dia_jax.model import Quantize
 from dia_jax.sampling import SamplingSettings
 from dia_jax.text import encode_text
 
@@ -94,6 +95,7 @@ class Dia:
         codec: str | os.PathLike | None = None,
         load_codec: bool = True,
         dtype: str | None = None,
+        quantize: Quantize | None = None,
         variant: Variant | None = None,
         revision: str | None = None,
         cache_dir: str | os.PathLike | None = None,
@@ -110,6 +112,8 @@ class Dia:
                 else `descript/dac_44khz`.
             load_codec: False leaves the codec out; `generate_codes` is all that then works, with codes as prompts.
             dtype: "float32", "bfloat16" or "float16"; by default bfloat16 on an accelerator and float32 on a CPU.
+            quantize: "int8" keeps the kernels in int8, one scale an output: half the bytes of bfloat16. A checkpoint
+                that was converted so is loaded so.
             variant: "0626" or "v0.1", for a checkpoint whose config does not tell its behaviour rightly.
             revision, cache_dir, local_files_only, token: see `hub.resolve`; revision is of the model's repo.
             progress: show progress bars.
@@ -121,6 +125,8 @@ class Dia:
             dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
         if dtype not in DTYPES:
             raise SettingError(f"dtype is {dtype!r}; it must be one of {', '.join(DTYPES)}.")
+        if quantize not in (None, "int8"):
+            raise SettingError(f'quantize is {quantize!r}; it must be "int8" or None.')
         access = {"cache_dir": cache_dir, "local_files_only": local_files_only, "token": token}
         path = resolve(repo_or_dir, revision=revision, **access)
         checkpoint = open_checkpoint(path, variant=variant)
@@ -134,7 +140,7 @@ class Dia:
                 own = (path if path.is_dir() else path.parent) / "dac"
                 codec = own if own.is_dir() else DEFAULT_CODEC
             loaded = load_codec_from(resolve(codec, **access), progress=progress)
-        graphdef, params = load_params(checkpoint, dtype=dtype, progress=progress)
+        graphdef, params = load_params(checkpoint, dtype=dtype, quantize=quantize, progress=progress)
         return cls(checkpoint.config, graphdef, params, codec=loaded)
 
     # --- Generating --------------------------------------------------------------------------------------------------

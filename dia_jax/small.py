@@ -64,7 +64,8 @@ def random_params(
         if isinstance(config, DacConfig):  # twelve residual units would make it thousands of times louder
             is_last = path == ("decoder", "conv2", "weight")
             gain = 0.1 if is_last else 0.3 if str(path[-3]).startswith("res_unit") and path[-2] == "conv2" else 1.0
-        return gain * noise / math.sqrt(math.prod(value.shape[:-1]))
+        inputs = value.shape[1] if isinstance(config, DiaConfig) else math.prod(value.shape[:-1])
+        return gain * noise / math.sqrt(inputs)
 
     flat = [(path, v.replace(jax.device_put(draw(path, v).astype(v.dtype)))) for path, v in nnx.to_flat_state(abstract)]
     return graphdef, nnx.from_flat_state(flat)

@@ -5,7 +5,6 @@ import os
 import shutil
 from pathlib import Path
 
-import jax
 import ml_dtypes
 import numpy as np
 import pytest
@@ -315,5 +314,4 @@ def test_bfloat16_values_survive_the_streaming_writer(tmp_path: Path):
     ours = flat(params)["decoder.layers.0.mlp.wo.weight"]
     theirs = tensors["model.decoder.layers.0.mlp.down_proj.weight"]
     assert theirs.dtype == ml_dtypes.bfloat16
-    np.testing.assert_array_equal(theirs.T, ours)
-    assert jax.tree.leaves(params)[0] is not None
+    np.testing.assert_array_equal(theirs, ours)
