@@ -6,7 +6,7 @@ from dia_jax.config import ConfigError, DacConfig, DecoderConfig, DiaConfig, Dia
 from dia_jax.dac import Dac
 from dia_jax.hub import HubError
 from dia_jax.model import DiaModel
-from dia_jax.pipeline import Codec, Dia, SettingError
+from dia_jax.pipeline import ClipErrors, Codec, Dia, Interrupted, SettingError
 from dia_jax.sampling import SamplingSettings
 from dia_jax.text import NONVERBAL_TAGS, TextError
 
@@ -16,6 +16,7 @@ __all__ = [
     "NONVERBAL_TAGS",
     "AudioError",
     "CheckpointError",
+    "ClipErrors",
     "Codec",
     "ConfigError",
     "Dac",
@@ -27,6 +28,7 @@ __all__ = [
     "DiaModel",
     "EncoderConfig",
     "HubError",
+    "Interrupted",
     "SamplingSettings",
     "SettingError",
     "TextError",

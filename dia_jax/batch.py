@@ -78,6 +78,18 @@ class Batch:
         wanted = int(steps * CALL_SECONDS / (time.monotonic() - began))
         self._steps = min(max(wanted, self._steps // 2, 1), 2 * self._steps)
 
+    def compile(self, last_row: int) -> None:
+        """Runs every program that clips up to this row need, for no step; the batch is of no use afterwards."""
+        graphdef, params, config = self._model
+        clip = self.clips[0]
+        while True:
+            self._state = decode_chunk(graphdef, params, self._state, self._settings, np.int32(0))
+            self.replace(0, clip)
+            size = self._state.cache[0].k.shape[2]
+            if last_row < size:
+                break
+            self._grow(cache_rows(size, config))
+
     def is_done(self, slot: int) -> bool:
         return bool(self._done[slot])
 

@@ -90,9 +90,12 @@ def attend(q: jax.Array, *parts: tuple[KV, jax.Array]) -> jax.Array:
     scores = [jnp.where(mask[:, None, None], dot("RKGTH,RKSH->RKGTS", q, kv.k), floor) for kv, mask in parts]
     highest = functools.reduce(jnp.maximum, [part.max(axis=-1, keepdims=True) for part in scores])
     weights = [jnp.exp(part - highest) for part in scores]
-    total = sum(part.sum(axis=-1, keepdims=True) for part in weights)
+    add = functools.partial(functools.reduce, jnp.add)
+    total = add([part.sum(axis=-1, keepdims=True) for part in weights])
     # Divided by the total after the product: so many elements fewer, and none to write down again.
-    out = sum(dot("RKGTS,RKSH->RKGTH", part.astype(dtype), kv.v) for part, (kv, _) in zip(weights, parts, strict=True))
+    out = add(
+        [dot("RKGTS,RKSH->RKGTH", part.astype(dtype), kv.v) for part, (kv, _) in zip(weights, parts, strict=True)]
+    )
     return (out / total).transpose(0, 3, 1, 2, 4).reshape(rows, time, heads * head_dim)
 
 

@@ -9,7 +9,7 @@ import math
 import os
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +21,10 @@ from tqdm import tqdm
 
 from dia_jax import dac
 from dia_jax.audio import prepare_audio, read_audio, write_audio
+from dia_jax.batch import Batch, run
 from dia_jax.checkpoint import DTYPES, CheckpointError, load_params, open_checkpoint
 from dia_jax.config import DacConfig, DiaConfig, DiaError, Variant
-from dia_jax.decode import Clip, decode_chunk, prefill, read_codes
+from dia_jax.decode import Clip
 from dia_jax.hub import resolve
 from dia_jax.model import Quantize
 from dia_jax.sampling import SamplingSettings
@@ -35,12 +36,36 @@ SAMPLE_RATE = 44_100
 
 PRNG = "threefry2x32"
 
-CHUNK_STEPS = 86
-"""Rows between two looks at the clips from the host: a second of audio, so that a progress bar moves."""
-
 
 class SettingError(DiaError):
     """A setting outside its range, or a prompt that does not go with the scripts."""
+
+
+class ClipErrors(DiaError):
+    """Some clips of a list could not be made; raised when the others are.
+
+    Attributes:
+        errors: what was wrong, by the clip's index in the list.
+        results: what `generate` would have returned, None where a clip failed.
+    """
+
+    def __init__(self, errors: dict[int, DiaError], results: list[np.ndarray | None]):
+        self.errors, self.results = errors, results
+        listed = " ".join(f"[{i}] {error}" for i, error in sorted(errors.items()))
+        made = f"; the other {len(results) - len(errors)} are made" if len(errors) < len(results) else ""
+        super().__init__(f"{len(errors)} of {len(results)} clips cannot be made{made}. {listed}")
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C while clips were made.
+
+    Attributes:
+        results: the finished clips, None where one is not.
+    """
+
+    def __init__(self, results: list[np.ndarray | None]):
+        self.results = results
+        super().__init__(f"{sum(clip is not None for clip in results)} of {len(results)} clips were finished")
 
 
 AudioPrompt = Any
@@ -157,9 +182,11 @@ class Dia:
         cfg_filter_top_k: int = 45,
         seed: Seed | Sequence[Seed] | None = None,
         truncate: bool = False,
+        batch_size: int = 8,
+        on_clip: Callable[[int, np.ndarray], None] | None = None,
         progress: bool = False,
     ) -> Any:
-        """Speaks a script, or several at once.
+        """Speaks a script, or any number of them.
 
         Args:
             text: a script such as "[S1] Hello. [S2] Hi! (laughs)", or a list of them. With a voice prompt, the prompt's
@@ -175,6 +202,8 @@ class Dia:
             seed: an int or key, or a list of one a clip; an int or key alone is used for each clip as if it were alone,
                 so that a clip does not depend on the others. None draws new ones.
             truncate: cut a script that is too long, instead of refusing it.
+            batch_size: clips that are decoded together; more are faster in all, as far as memory goes.
+            on_clip: called with index and result of each clip as soon as it is finished, the shortest often first.
             progress: show a progress bar.
 
         Returns:
@@ -182,23 +211,14 @@ class Dia:
 
         Raises:
             DiaError: an argument cannot be used; the message says which, and what could be.
+            ClipErrors: some clips of a list cannot be made; it holds the others.
+            Interrupted: by Ctrl-C, after the call of the loop that was under way; it holds the finished clips.
         """
         self._codec()  # told before anything is generated
-        codes = self.generate_codes(
-            text,
-            audio_prompt=audio_prompt,
-            max_tokens=max_tokens,
-            cfg_scale=cfg_scale,
-            temperature=temperature,
-            top_p=top_p,
-            cfg_filter_top_k=cfg_filter_top_k,
-            seed=seed,
-            truncate=truncate,
-            progress=progress,
-        )
-        clips = [codes] if isinstance(text, str) else codes
-        audio = [self.decode_codes(clip) for clip in tqdm(clips, "decoding", disable=not progress)]
-        return audio[0] if isinstance(text, str) else audio
+        settings = check_settings(cfg_scale, temperature, top_p, cfg_filter_top_k)
+        clips = self._clips(text, audio_prompt, max_tokens, seed, truncate)
+        results = self._run(clips, settings, self.decode_codes, batch_size, on_clip, progress)
+        return results[0] if isinstance(text, str) else results
 
     def generate_codes(
         self,
@@ -212,6 +232,8 @@ class Dia:
         cfg_filter_top_k: int = 45,
         seed: Seed | Sequence[Seed] | None = None,
         truncate: bool = False,
+        batch_size: int = 8,
+        on_clip: Callable[[int, np.ndarray], None] | None = None,
         progress: bool = False,
     ) -> Any:
         """`generate` without the codec: int32 array [frames, C] for a str, a list of them for a list.
@@ -220,31 +242,142 @@ class Dia:
         """
         settings = check_settings(cfg_scale, temperature, top_p, cfg_filter_top_k)
         clips = self._clips(text, audio_prompt, max_tokens, seed, truncate)
-        codes = self._decode(clips, settings, progress=progress)
-        return codes[0] if isinstance(text, str) else codes
+        results = self._run(clips, settings, lambda codes: codes, batch_size, on_clip, progress)
+        return results[0] if isinstance(text, str) else results
 
-    def _decode(self, clips: list[Clip], settings: SamplingSettings, *, progress: bool) -> list[np.ndarray]:
+    def stream(
+        self,
+        text: str,
+        *,
+        audio_prompt: AudioPrompt | None = None,
+        max_tokens: int | None = None,
+        cfg_scale: float = 3.0,
+        temperature: float = 1.2,
+        top_p: float = 0.95,
+        cfg_filter_top_k: int = 45,
+        seed: Seed | None = None,
+        truncate: bool = False,
+        first_frames: int = 8,
+        max_frames: int = dac.WINDOW_FRAMES,
+    ) -> Iterator[np.ndarray]:
+        """Speaks a script and yields its samples as soon as they can exist.
+
+        Joined, they are what `generate` gives for the same seed. A frame can be decoded when its last channel is drawn,
+        15 rows behind its first, and with it the ten frames on which it depends. Closing the generator stops the work.
+
+        Args:
+            text: one script. It and the other arguments, as far as they are there, are those of `generate`.
+            first_frames: size of the first chunk, 86.13 a second; each further one is twice as long as the one before.
+            max_frames: where that ends.
+
+        Returns:
+            An iterator of float32 arrays [n] at 44.1 kHz.
+
+        Raises:
+            DiaError: at once, before the first chunk is asked for.
+        """
+        codec = self._codec()
+        settings = check_settings(cfg_scale, temperature, top_p, cfg_filter_top_k)
+        if not isinstance(text, str):
+            raise SettingError(f"A stream speaks one script, a string, not {type(text).__name__}.")
+        for name, value in (("first_frames", first_frames), ("max_frames", max_frames)):
+            _check_count(name, value)
+        clip = self._clips(text, audio_prompt, max_tokens, seed, truncate)[0]
+        assert isinstance(clip, Clip)
+        return self._stream(codec, clip, settings, first_frames, max(first_frames, max_frames))
+
+    def _stream(
+        self, codec: Codec, clip: Clip, settings: SamplingSettings, size: int, max_frames: int
+    ) -> Iterator[np.ndarray]:
+        batch = Batch((self.graphdef, self.params, self.config), settings, [clip])
+        context = dac.decoder_context(codec.config)
+        sent = 0
+        while True:
+            while not batch.is_done(0) and batch.frames(0) < sent + size + context:
+                batch.advance(sent + size + context - batch.frames(0))  # a row is a frame
+            codes = batch.codes(0)
+            stop = min(sent + size, len(codes))
+            if stop == sent:
+                return
+            yield dac.decode_window((codec.graphdef, codec.params), codes, sent, stop, config=codec.config, window=size)
+            sent, size = stop, min(2 * size, max_frames)
+
+    def warmup(self, text: str = "[S1] Hello. [S2]", *, batch_size: int = 1, max_tokens: int | None = None) -> float:
+        """Compiles, and keeps, the programs that scripts of about this length need, so that no later call waits.
+
+        Args:
+            text: a script. Their lengths are rounded up to 128, 256, 512 or 1024 bytes, one program each.
+            batch_size: of the calls to come. What a refilled and shrinking batch needs is compiled too.
+            max_tokens: of the calls to come.
+
+        Returns:
+            seconds that it took.
+        """
+        began = time.monotonic()
+        model, settings = (self.graphdef, self.params, self.config), check_settings(3.0, 1.2, 0.95, 45)
+        clip = self._clips(text, None, max_tokens, 0, False)[0]
+        assert isinstance(clip, Clip)
+        last = clip.max_frames + self.config.max_delay
+        size = batch_size
+        while size:
+            batch = Batch(model, settings, [clip] * size)
+            batch.compile(last)
+            size //= 2
+        if self.codec is not None:
+            window = 8
+            while window <= dac.WINDOW_FRAMES:
+                codes = np.zeros((window, self.config.decoder.num_channels), np.int32)
+                dac.decode_window(
+                    (self.codec.graphdef, self.codec.params),
+                    codes,
+                    0,
+                    window,
+                    config=self.codec.config,
+                    window=window,
+                )
+                window *= 2
+        return time.monotonic() - began
+
+    def _run(
+        self,
+        clips: list[Clip | DiaError],
+        settings: SamplingSettings,
+        finish: Callable[[np.ndarray], np.ndarray],
+        batch_size: int,
+        on_clip: Callable[[int, np.ndarray], None] | None,
+        progress: bool,
+    ) -> list[np.ndarray]:
+        _check_count("batch_size", batch_size)
+        results: list[Any] = [None] * len(clips)
+        errors = {i: clip for i, clip in enumerate(clips) if isinstance(clip, DiaError)}
+        good = [clip for clip in clips if isinstance(clip, Clip)]
         frame_rate = self.codec.config.frame_rate if self.codec else SAMPLE_RATE / DacConfig().hop
         shape = "{desc}{n:.1f} s of audio [{elapsed}{postfix}]"
-        with tqdm(desc="preparing, compiling if new", disable=not progress, bar_format=shape) as bar:
-            state = prefill(self.graphdef, self.params, self.config, clips)
-            start = np.asarray(state.row)[: len(clips)]
-            began, first_chunk = time.monotonic(), 0.0
-            while not np.asarray(state.done).all():
-                state = decode_chunk(self.graphdef, self.params, state, settings, np.int32(CHUNK_STEPS))
-                seconds = float((np.asarray(state.row)[: len(clips)] - start).sum()) / frame_rate
-                now = time.monotonic()
-                if first_chunk:  # the first one may have compiled, so it does not count as speed
-                    bar.set_postfix_str(f"{(seconds - first_chunk) / (now - began):.2f} x real time")
-                else:
-                    began, first_chunk = now, seconds
-                    bar.set_description_str("speaking ")
-                bar.update(seconds - bar.n)
-        grid, end_row = np.asarray(state.grid), np.asarray(state.end_row)
-        return [
-            read_codes(grid[i], start=len(clip.prompt), stop=int(end_row[i]) - 1, config=self.config)
-            for i, clip in enumerate(clips)
-        ]
+        model = (self.graphdef, self.params, self.config)
+        frames, began, first = 0, 0.0, 0.0
+        try:
+            with tqdm(desc="preparing, compiling if new", disable=not progress, bar_format=shape) as bar:
+                for ended, live_frames in run(model, settings, good, batch_size=batch_size) if good else ():
+                    for clip, codes in ended:
+                        results[clip.number] = finish(codes)
+                        frames += len(codes)
+                        if on_clip is not None:
+                            on_clip(clip.number, results[clip.number])
+                    seconds = (frames + live_frames) / frame_rate
+                    if began:  # the first call may have compiled, so it does not count as speed
+                        rate = (seconds - first) / (time.monotonic() - began)
+                        finished = sum(result is not None for result in results)
+                        count = f", {finished} of {len(clips)} clips" if len(clips) > 1 else ""
+                        bar.set_postfix_str(f"{rate:.2f} x real time{count}")
+                    else:
+                        began, first = time.monotonic(), seconds
+                        bar.set_description_str("speaking ")
+                    bar.update(seconds - bar.n)
+        except KeyboardInterrupt:
+            raise Interrupted(results) from None
+        if errors:
+            raise ClipErrors(errors, results)
+        return results
 
     # --- Codes and samples -------------------------------------------------------------------------------------------
 
@@ -330,19 +463,13 @@ class Dia:
         max_tokens: int | None,
         seed: Seed | Sequence[Seed] | None,
         truncate: bool,
-    ) -> list[Clip]:
+    ) -> list[Clip | DiaError]:
+        """What each clip starts from, or what is wrong with it; what is wrong with all of them is raised."""
         if not isinstance(text, (str, list, tuple)):
             raise SettingError(f"A script must be a string, or several a list of them, not {type(text).__name__}.")
         texts = [text] if isinstance(text, str) else list(text)
         if not texts:
             raise SettingError("There is no script to speak: the list is empty.")
-        encoder = self.config.encoder
-        tokens = [encode_text(t, max_length=encoder.max_length, truncate=truncate) for t in texts]
-        highest = max(int(t.max()) for t in tokens)
-        if highest >= encoder.vocab_size:
-            raise SettingError(
-                f"A script holds the byte {highest}, but this model knows only those below {encoder.vocab_size}."
-            )
         if max_tokens is not None and (isinstance(max_tokens, bool) or not isinstance(max_tokens, (int, np.integer))):
             raise SettingError(f"max_tokens is {max_tokens!r}; it must be a whole number of frames, or None.")
         keys = _keys(seed, len(texts))
@@ -352,23 +479,36 @@ class Dia:
             raise SettingError(
                 f"There are {len(texts)} scripts but {len(prompts)} audio prompts; give one each, or None."
             )
-        if isinstance(audio_prompt, list):
-            codes = [self._prompt_codes(prompt) for prompt in prompts]
-        else:
-            codes = [self._prompt_codes(audio_prompt)] * len(texts)
-
-        clips = []
-        for t, prompt, key in zip(tokens, codes, keys, strict=True):
-            room = self._room(len(prompt))
-            frames = room if max_tokens is None else int(max_tokens)
-            if not 1 <= frames <= room:
-                prompt_words = f" beside a prompt of {len(prompt)}" if len(prompt) else ""
-                raise SettingError(
-                    f"max_tokens is {frames}; the model's {self.config.decoder.max_length} rows leave room for 1 to "
-                    f"{room} new frames{prompt_words}."
-                )
-            clips.append(Clip(text=t, prompt=prompt, max_frames=frames, key=key))
+        shared = None if isinstance(audio_prompt, list) else self._prompt_codes(audio_prompt)
+        clips: list[Clip | DiaError] = []
+        for number, (script, prompt, key) in enumerate(zip(texts, prompts, keys, strict=True)):
+            try:
+                codes = self._prompt_codes(prompt) if shared is None else shared
+                clips.append(self._clip(number, script, codes, max_tokens, key, truncate))
+            except DiaError as error:
+                if isinstance(text, str):
+                    raise
+                clips.append(error)
         return clips
+
+    def _clip(
+        self, number: int, script: str, prompt: np.ndarray, max_tokens: int | None, key: jax.Array, truncate: bool
+    ) -> Clip:
+        encoder = self.config.encoder
+        text = encode_text(script, max_length=encoder.max_length, truncate=truncate)
+        if text.max() >= encoder.vocab_size:
+            raise SettingError(
+                f"A script holds the byte {text.max()}, but this model knows only those below {encoder.vocab_size}."
+            )
+        room = self._room(len(prompt))
+        frames = room if max_tokens is None else int(max_tokens)
+        if not 1 <= frames <= room:
+            prompt_words = f" beside a prompt of {len(prompt)}" if len(prompt) else ""
+            raise SettingError(
+                f"max_tokens is {frames}; the model's {self.config.decoder.max_length} rows leave room for 1 to "
+                f"{room} new frames{prompt_words}."
+            )
+        return Clip(text=text, prompt=prompt, max_frames=frames, key=key, number=number)
 
 
 def check_settings(cfg_scale: Any, temperature: Any, top_p: Any, cfg_filter_top_k: Any) -> SamplingSettings:
@@ -408,6 +548,11 @@ def check_settings(cfg_scale: Any, temperature: Any, top_p: Any, cfg_filter_top_
     # Traced, so their types must not change from call to call.
     scale, heat, mass = map(np.float32, values[:3])
     return SamplingSettings(scale, heat, mass, np.int32(values[3]))
+
+
+def _check_count(name: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
+        raise SettingError(f"{name} is {value!r}; it must be a whole number from 1 up.")
 
 
 def load_codec_from(path: str | os.PathLike, *, progress: bool = False) -> Codec:
