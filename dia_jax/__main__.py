@@ -5,15 +5,18 @@ Turns arguments into calls of the library, and its errors into one sentence and 
 compiled programs).
 """
 
+import contextlib
 import dataclasses
 import math
 import os
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
+from tqdm import tqdm
 
 from dia_jax.config import DiaError, Variant
 from dia_jax.text import encode_text
@@ -42,6 +45,8 @@ class Generate:
 
     echo "[S1] From a pipe. [S2] Really? [S1]" | dia-jax generate --output pipe.mp3
 
+    dia-jax generate "[S1] Heard while it is made. [S2] Already? [S1]" --stream --output - | aplay -f S16_LE -r 44100
+
     dia-jax generate "[S1] What I say next, in the same voice." --audio-prompt me.wav --prompt-text "[S1] What I say in
     me.wav."
     """
@@ -52,6 +57,8 @@ class Generate:
     """Files, each one script in UTF-8."""
     output: Annotated[Path, tyro.conf.arg(aliases=["-o"])] = Path("dia.wav")
     """Where to write: .wav, .flac, .ogg or .mp3. Several scripts are numbered: dia-1.wav, dia-2.wav, ..."""
+    stream: bool = False
+    """Write while it is made: a .wav file that grows, or with --output - 16-bit mono PCM at 44.1 kHz for a player."""
     model: str = "nari-labs/Dia-1.6B-0626"
     """A hub repo, or a local directory or file, in any layout."""
     codec: str | None = None
@@ -78,6 +85,8 @@ class Generate:
     """Keep the kernels in int8: on a CPU twice as fast for one clip, elsewhere half the memory of bfloat16."""
     variant: Variant | None = None
     """The model's behaviour, where its config does not tell it rightly."""
+    batch_size: int = 8
+    """Scripts that are spoken together; more are faster in all, as far as memory goes."""
     truncate: bool = False
     """Cut a script that is too long for the model, instead of refusing it."""
     revision: str | None = None
@@ -88,7 +97,7 @@ class Generate:
     """No progress bars."""
 
     def run(self) -> None:
-        from dia_jax.audio import check_writable, read_audio
+        from dia_jax.audio import check_growable, check_writable, read_audio
         from dia_jax.pipeline import SAMPLE_RATE, Dia, check_seed, check_settings
 
         if self.prompt_text is not None and self.audio_prompt is None:
@@ -103,12 +112,18 @@ class Generate:
         prompt = None
         if self.audio_prompt is not None:
             prompt = (read_audio(self.audio_prompt, rate=SAMPLE_RATE), SAMPLE_RATE)
-        check_writable(self.output)
         outputs = [self.output]
-        if len(texts) > 1:
-            outputs = [self.output.with_stem(f"{self.output.stem}-{i + 1}") for i in range(len(texts))]
-        for output in outputs:
-            check_writable(output)
+        if self.stream:
+            if len(texts) > 1:
+                raise DiaError(f"--stream speaks one script, not {len(texts)}.")
+            if self.output != Path("-"):
+                check_growable(self.output)
+        else:
+            check_writable(self.output)
+            if len(texts) > 1:
+                outputs = [self.output.with_stem(f"{self.output.stem}-{i + 1}") for i in range(len(texts))]
+            for output in outputs:
+                check_writable(output)
         dia = Dia.from_pretrained(
             self.model,
             codec=self.codec,
@@ -119,25 +134,59 @@ class Generate:
             local_files_only=self.local_files_only,
             progress=not self.quiet,
         )
+        settings: dict[str, Any] = {
+            "audio_prompt": prompt,
+            "max_tokens": self.max_tokens,
+            "cfg_scale": self.cfg_scale,
+            "temperature": self.temperature,
+            "top_p": self.top_p,
+            "cfg_filter_top_k": self.cfg_filter_top_k,
+            "seed": seed,
+            "truncate": self.truncate,
+        }
+        if self.stream:
+            self._play(dia.stream(texts[0], **settings), seed)
+            return
         began = time.monotonic()
-        clips = dia.generate(
-            texts,
-            audio_prompt=prompt,
-            max_tokens=self.max_tokens,
-            cfg_scale=self.cfg_scale,
-            temperature=self.temperature,
-            top_p=self.top_p,
-            cfg_filter_top_k=self.cfg_filter_top_k,
-            seed=seed,
-            truncate=self.truncate,
-            progress=not self.quiet,
-        )
+        seconds = []
+
+        def save(index: int, clip: Any) -> None:
+            dia.save_audio(outputs[index], clip)
+            seconds.append(len(clip) / SAMPLE_RATE)
+            tqdm.write(f"{outputs[index].absolute()}: {seconds[-1]:.2f} s of audio, seed {seed}")
+
+        dia.generate(texts, on_clip=save, batch_size=self.batch_size, progress=not self.quiet, **settings)
         took = time.monotonic() - began
-        for output, clip in zip(outputs, clips, strict=True):
-            dia.save_audio(output, clip)
-            print(f"{output.absolute()}: {len(clip) / SAMPLE_RATE:.2f} s of audio, seed {seed}")
-        seconds = sum(map(len, clips)) / SAMPLE_RATE
-        print(f"{seconds:.2f} s of audio in {took:.1f} s, compiling included: {seconds / took:.2f} x real time")
+        print(
+            f"{sum(seconds):.2f} s of audio in {took:.1f} s, compiling included: {sum(seconds) / took:.2f} x real time"
+        )
+
+    def _play(self, chunks: Iterator[Any], seed: int) -> None:
+        """Writes chunks as they come, and tells on standard error how soon and how steadily they came."""
+        from dia_jax.audio import growing_wav
+        from dia_jax.pipeline import SAMPLE_RATE
+
+        began, heard, first, wait = time.monotonic(), 0.0, 0.0, 0.0
+        to_stdout = self.output == Path("-")
+        with contextlib.nullcontext(_write_pcm) if to_stdout else growing_wav(self.output, rate=SAMPLE_RATE) as write:
+            try:
+                for chunk in chunks:
+                    now = time.monotonic()
+                    first = first or now
+                    wait = max(wait, now - first - heard)
+                    heard += len(chunk) / SAMPLE_RATE
+                    write(chunk)
+            except BrokenPipeError:  # the player was closed, and so is the generator
+                sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (or Python complains when it flushes)
+            except KeyboardInterrupt:
+                raise KeyboardInterrupt(f"{heard:.2f} s of audio were written") from None
+        where = "standard output" if to_stdout else self.output.absolute()
+        print(f"{where}: {heard:.2f} s of audio, seed {seed}", file=sys.stderr)
+        if heard:
+            print(
+                f"first sound after {first - began:.2f} s, compiling included; longest wait of a listener {wait:.2f} s",
+                file=sys.stderr,
+            )
 
     def _texts(self) -> list[str]:
         texts = [*self.text, *(self._read(path) for path in self.file)]
@@ -157,6 +206,13 @@ class Generate:
             return _decode(path.read_bytes(), str(path)).strip()
         except OSError as error:
             raise DiaError(f"Cannot read {path}: {error.strerror}.") from None
+
+
+def _write_pcm(samples: Any) -> None:
+    from dia_jax.audio import pcm16
+
+    sys.stdout.buffer.write(pcm16(samples))
+    sys.stdout.buffer.flush()
 
 
 def _decode(data: bytes, name: str) -> str:
@@ -312,8 +368,9 @@ def run(args: list[str]) -> int:
     except DiaError as error:
         print(f"dia-jax: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("dia-jax: interrupted.", file=sys.stderr)
+    except KeyboardInterrupt as error:
+        kept = f"; {error}" if str(error) else ""
+        print(f"dia-jax: interrupted{kept}.", file=sys.stderr)
         return 130
     except (OSError, MemoryError, RuntimeError) as error:
         # Out of memory on the device, a full disk: what the input cannot be blamed for, but no bug to trace either.

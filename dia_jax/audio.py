@@ -1,7 +1,11 @@
 """Sound files and arrays: reading, mixing down, resampling, writing. Knows no model; the sample rate is handed in."""
 
+import contextlib
+import io
 import os
 import tempfile
+import wave
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -156,6 +160,54 @@ def write_audio(path: str | os.PathLike, samples: np.ndarray, *, rate: int) -> N
     finally:
         if temporary:
             os.unlink(temporary)
+
+
+def pcm16(samples: np.ndarray) -> bytes:
+    """Float samples as 16-bit little-endian PCM, rounded as in a .wav file; what lies outside -1 .. 1 is clipped."""
+    raw = io.BytesIO()
+    samples = np.clip(samples, -1.0, 1.0)
+    soundfile.write(raw, samples, 44_100, format="RAW", subtype="PCM_16", endian="LITTLE")  # the rate is not written
+    return raw.getvalue()
+
+
+def check_growable(path: str | os.PathLike) -> None:
+    """Finds out whether `growing_wav` can begin.
+
+    Raises:
+        AudioError: the suffix is not .wav, the file exists, or its folder is missing or not writable.
+    """
+    path = Path(path)
+    if path.suffix.lower() != ".wav":
+        raise AudioError(f"Cannot stream to {path}: only a .wav file can grow; or use - for PCM on standard output.")
+    check_writable(path)
+    if path.exists():
+        raise AudioError(f"Cannot stream to {path}: it exists, and a stream grows in place; remove it or rename.")
+
+
+@contextlib.contextmanager
+def growing_wav(path: str | os.PathLike, *, rate: int) -> Iterator[Callable[[np.ndarray], None]]:
+    """Opens a new mono 16-bit .wav file for writing chunk by chunk; after each one it is whole as it stands.
+
+    Yields:
+        a function that appends float samples [n].
+
+    Raises:
+        AudioError: see `check_growable`.
+    """
+    check_growable(path)
+    try:
+        with open(path, "xb") as file, wave.open(file, "wb") as wav:
+            wav.setnchannels(1)
+            wav.setsampwidth(2)
+            wav.setframerate(rate)
+
+            def append(samples: np.ndarray) -> None:
+                wav.writeframes(pcm16(samples))  # mends the sizes in the header too
+                file.flush()
+
+            yield append
+    except OSError as error:
+        raise AudioError(f"Cannot write {path}: {error.strerror}.") from None
 
 
 def _umask() -> int:

@@ -65,7 +65,9 @@ class Interrupted(KeyboardInterrupt):
 
     def __init__(self, results: list[np.ndarray | None]):
         self.results = results
-        super().__init__(f"{sum(clip is not None for clip in results)} of {len(results)} clips were finished")
+        super().__init__(
+            f"{sum(clip is not None for clip in results)} of {len(results)} clips were finished and are kept"
+        )
 
 
 AudioPrompt = Any
