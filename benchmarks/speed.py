@@ -1,20 +1,30 @@
-"""Full-size speed beside `transformers`, alternating in one process: ms a step, the floor, compile time, memory.
+"""Full-size speed of a decode step beside the floor that memory sets, `transformers` and the reference's own code.
 
-    python benchmarks/speed.py                      # float32 on a CPU, bfloat16 on a GPU
-    python benchmarks/speed.py --dtype float32
-    python benchmarks/speed.py --small              # tiny sizes, to see that it runs
+    python benchmarks/speed.py                                   # what this machine's memory allows for
+    python benchmarks/speed.py --reference CLONE                 # with nari-labs/dia too, in a clone that you name
+    python benchmarks/speed.py --variants float32 --batches 1 4
+    python benchmarks/speed.py --small                           # tiny sizes, to see that it runs
 
-A step is one row of the grid for one clip (two rows of guidance). The floor is the bytes that a step must read (decoder
-weights and caches) over the bandwidth measured in the same run. Both sides draw (temperature 1.2, top-p 0.95, top-k 45)
-from random weights, and both are timed over the same number of steps, with the first steps of each left out.
-`transformers` runs as its documentation says, without torch.compile. Writes benchmarks/results/speed-*.json.
+A step is one row of the grid for every clip of the batch (two rows of guidance a clip). Its floor is the bytes that it
+must read (decoder kernels, and all of both caches) over the bandwidth measured in the same run. Clips have a budget of
+1,008 frames, so that everyone's cache has 1,024 rows or fewer; all draw from random weights (temperature 1.2, top-p
+0.95, top-k 45).
+
+The contenders of a pair stand in memory together and take turns, round by round; ratios are medians of the rounds'. The
+first two steps of each turn are not counted. A pair that ends is freed before the next one begins. Compiling is told
+apart. The reference runs with pydantic installed and without torchaudio, which it imports but does not need here.
+
+Writes benchmarks/results/speed-*.json.
 """
 
 import argparse
 import gc
 import resource
 import statistics
+import sys
 import time
+import types
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +36,7 @@ from common import DEVICE, RESULTS, SCRIPT, TORCH_DTYPES, bandwidth, machine, re
 from flax import nnx
 from parity import configs, delayed
 
-from dia_jax import Dia, DiaConfig, dac
+from dia_jax import Codec, Dia, DiaConfig, dac
 from dia_jax.config import DacConfig
 from dia_jax.decode import decode_chunk, prefill
 from dia_jax.pipeline import check_settings
@@ -34,87 +44,205 @@ from dia_jax.small import random_params
 from dia_jax.text import encode_text
 
 FRAME_RATE = 44_100 / 512
+FRAMES = 1008
+SETTLE = 2
+
+
+class Enough(Exception):
+    """All steps that were to be timed have run."""
 
 
 class StepTimes(transformers.StoppingCriteria):
-    """Notes the time at each step of `transformers`' loop."""
+    """Notes the time at each step of a loop of torch's, and breaks it off after some."""
 
-    def __init__(self) -> None:
+    def __init__(self, steps: int) -> None:
+        self.steps = steps
         self.times: list[float] = []
 
-    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
+    def note(self) -> None:
         if DEVICE == "cuda":
             torch.cuda.synchronize()
         self.times.append(time.perf_counter())
+        if len(self.times) > SETTLE + self.steps:
+            raise Enough
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
+        self.note()
         return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
 
+    def seconds_a_step(self, run: Callable[[], Any]) -> float:
+        try:
+            run()
+        except Enough:
+            pass
+        else:
+            raise RuntimeError("The loop ended before all steps were timed.")
+        return (self.times[-1] - self.times[SETTLE]) / self.steps
 
-@torch.no_grad()
-def time_reference(model: transformers.DiaForConditionalGeneration, steps: int) -> float:
-    """Seconds a step, from the third on."""
-    tokens = encode_text(SCRIPT, max_length=1024).astype(np.int64)
-    start = delayed(np.zeros((0, 9), np.int64), model.config)
-    times = StepTimes()
-    model.generate(
-        input_ids=torch.tensor(tokens[None], device=DEVICE),
-        attention_mask=torch.ones((1, len(tokens)), dtype=torch.long, device=DEVICE),
-        decoder_input_ids=start,
-        decoder_attention_mask=torch.ones(start.shape[:2], dtype=torch.long, device=DEVICE),
-        max_new_tokens=steps + 16,
-        do_sample=True,
-        temperature=1.2,
-        top_p=0.95,
-        top_k=45,
-        guidance_scale=3.0,
-        stopping_criteria=[times],
-    )
-    taken = np.diff(times.times[2 : steps + 2])
-    return float(taken.mean())
+
+class Transformers:
+    """`transformers`, as its documentation says; on a GPU with its static cache."""
+
+    def __init__(self, config: transformers.DiaConfig, dtype: str):
+        self.name = "transformers" + (", static cache" if DEVICE == "cuda" else "")
+        self.model = reference_dia(config).to(TORCH_DTYPES[dtype])
+        self.compile_seconds = 0.0
+
+    @torch.no_grad()
+    def seconds_a_step(self, steps: int, batch: int) -> float:
+        tokens = np.tile(encode_text(SCRIPT, max_length=1024).astype(np.int64), (batch, 1))
+        start = delayed(np.zeros((0, 9), np.int64), self.model.config).repeat(batch, 1, 1)
+        times = StepTimes(steps)
+        return times.seconds_a_step(
+            lambda: self.model.generate(
+                input_ids=torch.tensor(tokens, device=DEVICE),
+                attention_mask=torch.ones(tokens.shape, dtype=torch.long, device=DEVICE),
+                decoder_input_ids=start,
+                decoder_attention_mask=torch.ones(start.shape[:2], dtype=torch.long, device=DEVICE),
+                max_new_tokens=FRAMES + 16,
+                do_sample=True,
+                temperature=1.2,
+                top_p=0.95,
+                top_k=45,
+                guidance_scale=3.0,
+                stopping_criteria=[times],
+                **({"cache_implementation": "static"} if DEVICE == "cuda" else {}),
+            )
+        )
+
+
+class Reference:
+    """nari-labs/dia, eager or with its own torch.compile."""
+
+    def __init__(self, clone: Path, config: transformers.DiaConfig, dtype: str, *, compiled: bool):
+        sys.path.insert(0, str(clone))
+        sys.modules.setdefault("torchaudio", types.ModuleType("torchaudio"))
+        from dia.config import DiaConfig as ReferenceConfig
+        from dia.model import Dia as ReferenceDia
+
+        self.name = f"nari-labs/dia, {'compiled' if compiled else 'eager'}"
+        self.use_compile, self.compile_seconds = compiled, 0.0
+        self.compiled: set[int] = set()
+        flat = DiaConfig.from_json(config.to_dict()).to_json()
+        self.model = ReferenceDia(ReferenceConfig(**flat), dtype, torch.device(DEVICE), load_dac=False)
+        self.model.model.to(DEVICE)
+        with torch.no_grad():
+            for parameter in self.model.model.parameters():
+                if parameter.ndim > 1:
+                    parameter.normal_(0.0, 0.02)
+
+    def seconds_a_step(self, steps: int, batch: int) -> float:
+        import dia.state
+
+        began = time.perf_counter()
+        times = StepTimes(steps)
+        prepare = dia.state.DecoderInferenceState.prepare_step
+
+        def noted(state: Any, *args: Any, **kwargs: Any) -> Any:
+            times.note()
+            return prepare(state, *args, **kwargs)
+
+        dia.state.DecoderInferenceState.prepare_step = noted
+        try:
+            seconds = times.seconds_a_step(
+                lambda: self.model.generate(
+                    [SCRIPT] * batch, max_tokens=FRAMES + 16, use_torch_compile=self.use_compile, temperature=1.2
+                )
+            )
+        finally:
+            dia.state.DecoderInferenceState.prepare_step = prepare
+        if self.use_compile and batch not in self.compiled:
+            self.compiled.add(batch)
+            self.compile_seconds = max(self.compile_seconds, time.perf_counter() - began)
+            return self.seconds_a_step(steps, batch)
+        return seconds
 
 
 class Ours:
-    """One clip, compiled on first use; times chunks that carry the same clip on."""
+    """dia_jax: chunks that carry the same clips on."""
 
-    def __init__(self, config: DiaConfig, graphdef: nnx.GraphDef, params: nnx.State, *, max_tokens: int | None):
-        self.dia = Dia(config, graphdef, params)
-        self.clips = self.dia._clips(SCRIPT, None, max_tokens, 0, False)
+    def __init__(self, config: DiaConfig, variant: str, codec: Codec):
+        self.name = f"dia_jax {variant}"
+        dtype = {"int8": "bfloat16" if DEVICE == "cuda" else "float32"}.get(variant, variant)
+        graphdef, params = random_params(config, dtype=dtype)
+        if variant == "int8":
+            model = nnx.merge(graphdef, params)
+            model.quantize()
+            graphdef, params = nnx.split(model)
+        self.dia = Dia(config, graphdef, params, codec=codec)
         self.settings = check_settings(3.0, 1.2, 0.95, 45)
         self.compile_seconds = 0.0
-        for first in (True, False):
-            began = time.perf_counter()
-            state = self.start()
-            state = self.run(state, 1)
-            took = time.perf_counter() - began
-            self.compile_seconds = took if first else self.compile_seconds - took
-        self.cache_bytes = sum(x.nbytes for x in jax.tree.leaves((state.cache, state.cross)))
+        self.compiled: set[int] = set()
 
-    def start(self) -> Any:
-        state = prefill(self.dia.graphdef, self.dia.params, self.dia.config, self.clips)
-        return jax.block_until_ready(state)
+    def start(self, batch: int) -> Any:
+        clips = self.dia._clips([SCRIPT] * batch, None, FRAMES, list(range(batch)), False)
+        state: Any = prefill(self.dia.graphdef, self.dia.params, self.dia.config, clips)  # pyrefly: ignore
+        return self.run(state, SETTLE)
 
     def run(self, state: Any, steps: int) -> Any:
         state = decode_chunk(self.dia.graphdef, self.dia.params, state, self.settings, np.int32(steps))
         return jax.block_until_ready(state)
 
-    def seconds_a_step(self, steps: int) -> float:
-        state = self.run(self.start(), 2)
+    def seconds_a_step(self, steps: int, batch: int) -> float:
+        if batch not in self.compiled:
+            took = []
+            for _ in range(2):
+                began = time.perf_counter()
+                state = self.start(batch)
+                took.append(time.perf_counter() - began)
+            self.compiled.add(batch)
+            self.compile_seconds = max(self.compile_seconds, took[0] - took[1])
+            del state
+        state = self.start(batch)
+        self.bytes = self.count_bytes(state)
         row = int(state.row[0])
         began = time.perf_counter()
         state = self.run(state, steps)
-        took = time.perf_counter() - began
-        return took / (int(state.row[0]) - row)
+        took_all = time.perf_counter() - began
+        return took_all / (int(state.row[0]) - row)
+
+    def count_bytes(self, state: Any) -> dict[str, int]:
+        """What a step must read.
+
+        Of the embeddings it looks up a few rows; the cross-attention's keys and values are computed once.
+        """
+        flat = {".".join(map(str, p)): v for p, v in nnx.to_flat_state(self.dia.params)}
+        idle = (".cross_attention.k_proj.", ".cross_attention.v_proj.", "decoder.embeddings.")
+        weights = [v for p, v in flat.items() if p.startswith("decoder.") and not any(part in p for part in idle)]
+        parts = {"weights": weights, "self cache": state.cache, "cross cache": state.cross}
+        return {name: sum(x.nbytes for x in jax.tree.leaves(part)) for name, part in parts.items()}
+
+    def first_audio(self) -> float:
+        """Seconds from asking for a stream to its first chunk, everything compiled."""
+        took = []
+        for _ in range(2):
+            began = time.perf_counter()
+            stream = self.dia.stream(SCRIPT, seed=0, max_tokens=FRAMES)
+            next(stream)
+            took.append(time.perf_counter() - began)
+            stream.close()  # pyrefly: ignore
+        return took[-1]
 
 
-def time_codec(config: DacConfig, frames: int = 256) -> tuple[float, float]:
-    """Seconds of compiling and of decoding `frames` frames."""
-    codec = random_params(config)
-    codes = np.random.default_rng(0).integers(0, config.codebook_size, (frames, config.num_codebooks))
+def alternate(contenders: list[Any], *, batch: int, steps: int, rounds: int) -> list[list[float]]:
+    """Seconds a step of each contender, round by round."""
+    times: list[list[float]] = [[] for _ in contenders]
+    for number in range(rounds):
+        for contender, taken in zip(contenders, times, strict=True):
+            taken.append(contender.seconds_a_step(steps, batch))
+        text = ", ".join(f"{c.name} {t[-1] * 1e3:.1f}" for c, t in zip(contenders, times, strict=True))
+        print(f"batch {batch}, round {number + 1}, ms a step: {text}", file=sys.stderr, flush=True)
+    return times
+
+
+def time_codec(codec: Codec, frames: int = 256) -> dict[str, float]:
+    codes = np.random.default_rng(0).integers(0, codec.config.codebook_size, (frames, codec.config.num_codebooks))
     took = []
     for _ in range(3):
         began = time.perf_counter()
-        dac.decode_codes(codec, codes, config=config)
+        dac.decode_codes((codec.graphdef, codec.params), codes, config=codec.config)
         took.append(time.perf_counter() - began)
-    return took[0] - min(took[1:]), min(took[1:])
+    return {"compile_seconds": took[0] - min(took[1:]), "realtime_factor": frames / FRAME_RATE / min(took[1:])}
 
 
 def peak_memory() -> dict[str, float]:
@@ -127,74 +255,170 @@ def peak_memory() -> dict[str, float]:
     return memory
 
 
+def free() -> None:
+    gc.collect()
+    if DEVICE == "cuda":
+        torch.cuda.empty_cache()
+
+
 def main() -> None:
+    on_gpu = DEVICE == "cuda"
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--dtype", choices=TORCH_DTYPES, default="bfloat16" if DEVICE == "cuda" else "float32")
+    parser.add_argument(
+        "--variants",
+        nargs="+",
+        choices=("float32", "bfloat16", "int8"),
+        default=["bfloat16", "int8"] if on_gpu else ["float32", "bfloat16", "int8"],
+        help="ours; the first one meets the others in its own dtype",
+    )
+    parser.add_argument("--batches", nargs="+", type=int, default=[1, 4, 16, 64] if on_gpu else [1, 4])
+    parser.add_argument("--reference", type=Path, help="a clone of nari-labs/dia")
+    parser.add_argument("--steps", type=int, default=200 if on_gpu else 12, help="steps a turn")
+    parser.add_argument("--rounds", type=int, default=5 if on_gpu else 4, help="turns of each contender")
     parser.add_argument("--small", action="store_true", help="tiny sizes")
-    parser.add_argument("--steps", type=int, default=200 if DEVICE == "cuda" else 20, help="steps a round")
-    parser.add_argument("--rounds", type=int, default=5, help="times that the two alternate")
-    parser.add_argument("--max-tokens", type=int, default=None, help="budget of the clip; sets our cache's size")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the JSON file")
     options = parser.parse_args()
     size = "small" if options.small else "full"
     reference_config, codec_config = configs(options.small)
     config = DiaConfig.from_json(reference_config.to_dict())
+    codec_sizes = DacConfig.from_json(codec_config.to_dict())
+    codec = Codec(codec_sizes, *random_params(codec_sizes))
+    reads = [bandwidth()]
+    codec_speed = time_codec(codec)
+    rows: list[dict[str, Any]] = []
+    pairs: list[dict[str, Any]] = []
 
-    read = bandwidth()
-    reference = reference_dia(reference_config).to(TORCH_DTYPES[options.dtype])
-    gc.collect()
-    ours = Ours(config, *random_params(config, dtype=options.dtype), max_tokens=options.max_tokens)
-    # A step looks up a few rows of the embeddings, but reads every other weight of the decoder, save the
-    # cross-attention's keys and values, which are computed once.
-    flat = {".".join(map(str, p)): v for p, v in nnx.to_flat_state(ours.dia.params)}
-    idle = (".cross_attention.k_proj.", ".cross_attention.v_proj.", "decoder.embeddings.")
-    step_weights = [v for p, v in flat.items() if p.startswith("decoder.") and not any(part in p for part in idle)]
-    step_bytes = sum(v.size * v.dtype.itemsize for v in step_weights)
-    floor = (step_bytes + ours.cache_bytes) / read
+    def report(ours: Ours, batch: int, times: list[float], first_audio: float | None) -> None:
+        seconds, total = statistics.median(times), sum(ours.bytes.values())
+        rows.append(
+            {
+                "variant": ours.name,
+                "batch": batch,
+                "bytes": ours.bytes,
+                "floor_ms": total / max(reads) * 1e3,
+                "ms": seconds * 1e3,
+                "rounds_ms": [t * 1e3 for t in times],
+                "over_floor": seconds / (total / max(reads)),
+                "steps_a_second": 1 / seconds,
+                "audio_seconds_a_second": batch / seconds / FRAME_RATE,
+                "compile_seconds": ours.compile_seconds,
+                "first_audio_seconds": first_audio,
+                "peak_memory": peak_memory(),
+            }
+        )
 
-    ours_times, reference_times = [], []
-    for round_number in range(options.rounds):
-        ours_times.append(ours.seconds_a_step(options.steps))
-        reference_times.append(time_reference(reference, options.steps))
-        print(f"round {round_number + 1}: {ours_times[-1] * 1e3:.2f} and {reference_times[-1] * 1e3:.2f} ms a step")
-    ratios = [b / a for a, b in zip(ours_times, reference_times, strict=True)]
-    mine, theirs = statistics.median(ours_times), statistics.median(reference_times)
-    codec_compile, codec_seconds = time_codec(DacConfig.from_json(codec_config.to_dict()))
+    def compare(mine: list[Ours], other: Any, batch: int) -> None:
+        contenders = [*mine, *([other] if other else [])]
+        times = alternate(contenders, batch=batch, steps=options.steps, rounds=options.rounds)
+        reads.append(bandwidth())
+        for contender, taken in zip(contenders[1:], times[1:], strict=True):
+            ratios = [b / a for a, b in zip(times[0], taken, strict=True)]
+            pairs.append(
+                {
+                    "batch": batch,
+                    "ours": contenders[0].name,
+                    "ours_ms": statistics.median(times[0]) * 1e3,
+                    "other": contender.name,
+                    "other_ms": statistics.median(taken) * 1e3,
+                    "other_compile_seconds": contender.compile_seconds,
+                    "ratio": statistics.median(ratios),
+                    "ratio_min": min(ratios),
+                    "ratio_max": max(ratios),
+                }
+            )
+        if other is None:
+            for ours, taken in zip(mine, times, strict=True):
+                report(ours, batch, taken, ours.first_audio() if batch == 1 else None)
+
+    first = options.variants[0]
+    dtype = "bfloat16" if first == "int8" else first
+    # Each of the others beside our first variant, one after another: memory does not hold them all.
+    leader = Ours(config, first, codec)
+    others: list[Callable[[], Any]] = [lambda: Transformers(reference_config, dtype)]
+    if options.reference:
+        for compiled in (False, True):
+            others.append(
+                lambda compiled=compiled: Reference(options.reference, reference_config, dtype, compiled=compiled)
+            )
+    for make in others:
+        other = make()
+        for batch in options.batches:
+            try:
+                compare([leader], other, batch)
+            except (RuntimeError, torch.OutOfMemoryError, torch._dynamo.exc.TorchDynamoException) as error:
+                print(f"{other.name}, batch {batch}: not measured, {str(error).splitlines()[0]}", file=sys.stderr)
+                pairs.append({"batch": batch, "other": other.name, "failed": str(error).splitlines()[0]})
+        del other
+        free()
+    # Our variants among themselves.
+    variants = [leader, *(Ours(config, variant, codec) for variant in options.variants[1:])]
+    for batch in options.batches:
+        compare(variants, None, batch)
+        free()
+
+    facts = machine()
+    print(
+        f"\n{size} size, {facts['device']} ({facts['cpu']}, {facts['cores']} cores), {max(reads) / 1e9:.1f} GB/s read\n"
+    )
+    cells = []
+    for r in rows:
+        gb = {name: f"{value / 1e9:.3f}" for name, value in r["bytes"].items()}
+        first_audio = "" if r["first_audio_seconds"] is None else f"{r['first_audio_seconds']:.2f}"
+        cells.append(
+            [
+                r["variant"],
+                r["batch"],
+                " + ".join(gb.values()),
+                f"{r['floor_ms']:.2f}",
+                f"{r['ms']:.2f}",
+                f"{r['over_floor']:.2f}",
+                f"{r['steps_a_second']:.2f}",
+                f"{r['audio_seconds_a_second']:.3f}",
+                f"{r['compile_seconds']:.1f}",
+                first_audio,
+            ]
+        )
+    header = [
+        "",
+        "batch",
+        "GB a step: " + " + ".join(rows[0]["bytes"]),
+        "floor, ms",
+        "ms a step",
+        "over floor",
+        "steps/s",
+    ]
+    print(table([*header, "s of audio a s", "compile, s", "first audio, s"], cells))
+    print()
+    cells = [
+        [p["batch"], p["other"], p["failed"], "", "", ""]
+        if "failed" in p
+        else [
+            p["batch"],
+            p["other"],
+            f"{p['other_ms']:.2f}",
+            f"{p['ours']}: {p['ours_ms']:.2f}",
+            f"{p['ratio']:.2f} ({p['ratio_min']:.2f} to {p['ratio_max']:.2f})",
+            f"{p['other_compile_seconds']:.1f}",
+        ]
+        for p in pairs
+    ]
+    print(table(["batch", "contender", "ms a step", "beside", "contender over the other", "compile, s"], cells))
+    print(
+        f"\ncodec: {codec_speed['realtime_factor']:.2f} times real time, compile {codec_speed['compile_seconds']:.1f} s"
+    )
+    print(f"peak memory of the whole run: {peak_memory()}")
     results = {
         "size": size,
-        "dtype": options.dtype,
         "steps": options.steps,
         "rounds": options.rounds,
-        "cache_rows": int(ours.start().grid.shape[1]),
-        "ms_a_step": {"ours": mine * 1e3, "transformers": theirs * 1e3},
-        "rounds_ms": {"ours": [t * 1e3 for t in ours_times], "transformers": [t * 1e3 for t in reference_times]},
-        "transformers_over_ours": {"median": statistics.median(ratios), "min": min(ratios), "max": max(ratios)},
-        "bandwidth_gb_s": read / 1e9,
-        "bytes_a_step": step_bytes + ours.cache_bytes,
-        "floor_ms": floor * 1e3,
-        "measured_over_floor": mine / floor,
-        "realtime_factor": {"ours": 1 / mine / FRAME_RATE, "transformers": 1 / theirs / FRAME_RATE},
-        "compile_seconds": {"prefill_and_loop": ours.compile_seconds, "codec": codec_compile},
-        "codec_realtime_factor": 256 / FRAME_RATE / codec_seconds,
-        "peak_memory_both_sides": peak_memory(),
+        "bandwidth_gb_s": [read / 1e9 for read in reads],
+        "rows": rows,
+        "pairs": pairs,
+        "codec": codec_speed,
+        "peak_memory": peak_memory(),
     }
-    print(f"\n{size} size, {options.dtype}, {machine()['device']} ({machine()['cpu']}, {machine()['cores']} cores)\n")
-    rows = [
-        ["ms a step", f"{mine * 1e3:.2f}", f"{theirs * 1e3:.2f}"],
-        ["times real time, one clip", f"{1 / mine / FRAME_RATE:.3f}", f"{1 / theirs / FRAME_RATE:.3f}"],
-        ["floor, ms a step", f"{floor * 1e3:.2f}", ""],
-        ["measured over floor", f"{mine / floor:.2f}", f"{theirs / floor:.2f}"],
-        ["compile, s (not in the above)", f"{ours.compile_seconds:.1f}", "0"],
-        ["codec, times real time", f"{results['codec_realtime_factor']:.2f}", ""],
-    ]
-    print(table(["", "ours", "transformers"], rows))
-    spread = f"{min(ratios):.2f} to {max(ratios):.2f}"
-    print(f"\ntransformers over ours, round by round: {statistics.median(ratios):.2f} ({spread})")
-    print(
-        f"{(step_bytes + ours.cache_bytes) / 1e9:.3f} GB a step at {read / 1e9:.1f} GB/s; peak memory {peak_memory()}"
-    )
-    device = machine()["device"].replace(" ", "-").lower()
-    print(f"written to {write_results(options.results, f'speed-{size}-{options.dtype}-{device}', machine() | results)}")
+    name = f"speed-{size}-{facts['device'].replace(' ', '-').lower()}"
+    print(f"written to {write_results(options.results, name, facts | results)}")
 
 
 if __name__ == "__main__":

@@ -430,7 +430,9 @@ class Decoder(nnx.Module):
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """float32 [R, T, D] -> float32 [R, T, C, V]."""
-        return self.logits_dense(hidden).reshape(*hidden.shape[:-1], self.config.num_channels, self.config.vocab_size)
+        # Behind the barrier XLA reshapes the logits; without it, a TPU's compiler reshapes the kernel on every step.
+        logits = jax.lax.optimization_barrier(self.logits_dense(hidden))
+        return logits.reshape(*hidden.shape[:-1], self.config.num_channels, self.config.vocab_size)
 
     def _cross_angles(self, positions: jax.Array) -> tuple[jax.Array, jax.Array] | None:
         if not self.rope_in_cross_attention:

@@ -1,0 +1,180 @@
+"""What the TPU's own compiler makes of the full-size decode loop: memory, bytes a step, what is copied inside the loop.
+
+    python -m venv .venv-tpu && .venv-tpu/bin/pip install . libtpu
+    .venv-tpu/bin/python benchmarks/tpu.py                              # four kinds of TPU, batch 1 and 16: ten minutes
+    .venv-tpu/bin/python benchmarks/tpu.py --targets v5e --batches 1
+
+Needs no TPU: `libtpu` compiles for one on any Linux machine. It wants an environment of its own, since JAX would look
+for a TPU wherever it is installed.
+
+Each program is compiled twice. As it will run, for its memory and for what it writes back from the fast on-chip memory.
+And without staging there, for the bytes and the copies: the compiler's cost analysis counts a weight that is fetched
+ahead of its use three times (read, written on the chip, read there), though it crosses the memory bus once. GB a step
+are those bytes and what is written back. The floor is what a step must read: the decoder's kernels and both caches.
+
+Exits with 1 if a program does not fit, moves more than 1.15 times the floor, copies a cache inside the loop or lays a
+weight out anew there. Writes benchmarks/results/tpu-compiled.json.
+"""
+
+import os
+
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["TPU_SKIP_MDS_QUERY"] = "1"  # there is no TPU to ask
+
+import argparse
+import functools
+import itertools
+import json
+import math
+import re
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.experimental import topologies
+from jax.sharding import SingleDeviceSharding
+
+from dia_jax import DiaConfig, SamplingSettings
+from dia_jax.checkpoint import abstract_params
+from dia_jax.decode import DecodeState, decode_chunk
+from dia_jax.model import KV
+from dia_jax.small import SMALL_DIA
+
+TOPOLOGIES = {"v5e": "v5e:2x2", "v4": "v4:2x2x1", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2"}
+MEMORY_GB = {"v5e": 16, "v4": 32, "v5p": 95, "v6e": 32}
+BAR = 1.15
+BIG = 1_000_000
+ITEM_BYTES = {"bf16": 2, "f16": 2, "f32": 4, "s32": 4, "u32": 4, "s8": 1, "u8": 1, "pred": 1}
+
+
+def abstract_state(config: DiaConfig, batch: int, rows: int, text_size: int, make: Any) -> DecodeState:
+    """A state of shapes alone."""
+    dec = config.decoder
+
+    def caches(heads: int, length: int, head_dim: int) -> list[KV]:
+        shape = (2 * batch, heads, length, head_dim)
+        return [KV(make(shape, jnp.bfloat16), make(shape, jnp.bfloat16)) for _ in range(dec.num_layers)]
+
+    numbers = make((batch,), jnp.int32)
+    key = jax.eval_shape(lambda: jax.random.key(0, impl="threefry2x32"))
+    return DecodeState(
+        grid=make((batch, rows, dec.num_channels), jnp.int32),
+        row=numbers,
+        end_row=numbers,
+        limit_row=numbers,
+        done=make((batch,), jnp.bool_),
+        keys=make((batch,), key.dtype),
+        text_mask=make((batch, text_size), jnp.bool_),
+        cache=caches(dec.num_kv_heads, rows, dec.head_dim),
+        cross=caches(dec.cross_num_kv_heads, text_size, dec.cross_head_dim),
+    )
+
+
+def copies_in_loop(hlo: str) -> list[tuple[str, tuple[int, ...], int]]:
+    """Operations of the loop's body that write 1 MB or more to the main memory and only move it: name, shape, bytes.
+
+    Fetching into the on-chip memory, space S(1), is none of them.
+    """
+    bodies = re.findall(r"\n(%[^\n]*\{\n.*?\n\})", hlo, flags=re.DOTALL)
+    body = max((b for b in bodies if " dynamic-update-slice(" in b), key=len)
+    found = []
+    for line in body.splitlines():
+        # What a copy-start gives is a tuple whose first part is the target.
+        match = re.match(
+            r"\s+(?:ROOT )?%\S+ = \(?((\w+)\[([\d,]*)\]\S*).*? (copy|copy-start|transpose|reshape)\(", line
+        )
+        if match and match[2] in ITEM_BYTES and "S(1)" not in match[1]:
+            shape = tuple(int(size) for size in match[3].split(",") if size)
+            size = math.prod(shape) * ITEM_BYTES[match[2]]
+            if size >= BIG:
+                found.append((match[4], shape, size))
+    return found
+
+
+def examine(target: str, batch: int, quantize: Any, *, config: DiaConfig, rows: int, text_size: int) -> dict[str, Any]:
+    device = topologies.get_topology_desc(platform="tpu", topology_name=TOPOLOGIES[target]).devices[0]
+    make = functools.partial(jax.ShapeDtypeStruct, sharding=SingleDeviceSharding(device))
+    graphdef, params = abstract_params(config, "bfloat16", quantize)
+    params = jax.tree.map(lambda x: make(x.shape, x.dtype), params)
+    state = abstract_state(config, batch, rows, text_size, make)
+    number, count = make((), jnp.float32), make((), jnp.int32)
+    settings = SamplingSettings(number, number, number, count)
+    lowered = decode_chunk.trace(graphdef, params, state, settings, count).lower()
+    began = time.perf_counter()
+    program = lowered.compile()
+    seconds = time.perf_counter() - began
+    unstaged = lowered.compile(compiler_options={"xla_msa_enable": False})
+
+    idle = (".cross_attention.k_proj.", ".cross_attention.v_proj.", "decoder.embeddings.")
+    flat = {".".join(map(str, path)): value for path, value in nnx.to_flat_state(params)}
+    weights = [v for p, v in flat.items() if p.startswith("decoder.") and not any(part in p for part in idle)]
+    floor = sum(math.prod(x.shape) * x.dtype.itemsize for x in [*weights, *jax.tree.leaves((state.cache, state.cross))])
+    memory: Any = program.memory_analysis()
+    total = memory.argument_size_in_bytes + memory.temp_size_in_bytes
+    cache_size = math.prod(state.cache[0].k.shape)
+    copies = copies_in_loop(unstaged.as_text())
+    weight_sizes = {math.prod(value.shape) for value in weights}
+    cache_copies = [copy for copy in copies if math.prod(copy[1]) == cache_size]
+    relayouts = [copy for copy in copies if math.prod(copy[1]) in weight_sizes]
+    written_back = sum(size for _, _, size in copies_in_loop(program.as_text()))
+    moved = unstaged.cost_analysis()["bytes accessed"] + written_back
+    in_place = memory.alias_size_in_bytes >= sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state.cache))
+    return {
+        "target": target,
+        "batch": batch,
+        "kernels": quantize or "bfloat16",
+        "gb": total / 1e9,
+        "temporary_gb": memory.temp_size_in_bytes / 1e9,
+        "floor_gb": floor / 1e9,
+        "gb_a_step": moved / 1e9,
+        "of_it_written_back_gb": written_back / 1e9,
+        "over_floor": moved / floor,
+        "cache_copies": cache_copies,
+        "relayouts": relayouts,
+        "compile_s": seconds,
+        "good": total < MEMORY_GB[target] * 1e9
+        and moved <= BAR * floor
+        and in_place
+        and not cache_copies
+        and not relayouts,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--targets", nargs="+", choices=TOPOLOGIES, default=list(TOPOLOGIES))
+    parser.add_argument("--batches", nargs="+", type=int, default=[1, 16])
+    parser.add_argument("--kernels", nargs="+", choices=("bfloat16", "int8"), default=["bfloat16", "int8"])
+    parser.add_argument("--rows", type=int, default=3072, help="of the self-attention's cache")
+    parser.add_argument("--text-size", type=int, default=128, help="of the script, padded")
+    parser.add_argument("--small", action="store_true", help="tiny sizes, to see that it runs; no bar holds there")
+    parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results")
+    options = parser.parse_args()
+    config = SMALL_DIA if options.small else DiaConfig()
+    results = []
+    header = ("TPU", "batch", "kernels", "memory, GB", "temporary", "GB a step", "written back", "over floor")
+    print(f"| {' | '.join((*header, 'cache copies', 'relayouts'))} |\n|{'---|' * (len(header) + 2)}")
+    for target, batch, kernels in itertools.product(options.targets, options.batches, options.kernels):
+        quantize = "int8" if kernels == "int8" else None
+        r = examine(target, batch, quantize, config=config, rows=options.rows, text_size=options.text_size)
+        results.append(r)
+        cells = [target, batch, kernels, f"{r['gb']:.2f} of {MEMORY_GB[target]}", f"{r['temporary_gb']:.3f}"]
+        cells += [f"{r['gb_a_step']:.3f}", f"{r['of_it_written_back_gb']:.3f}", f"{r['over_floor']:.3f}"]
+        cells += [len(r["cache_copies"]), len(r["relayouts"])]
+        print(f"| {' | '.join(map(str, cells))} |", flush=True)
+    versions = {name: version(name) for name in ("jax", "jaxlib", "libtpu", "flax")}
+    options.results.mkdir(exist_ok=True)
+    path = options.results / "tpu-compiled.json"
+    if len(results) == 16 or options.results != Path(__file__).parent / "results":
+        path.write_text(json.dumps({"versions": versions, "rows": options.rows, "results": results}, indent=2) + "\n")
+        print(f"written to {path}")
+    if not options.small and not all(r["good"] for r in results):
+        raise SystemExit(1)
+
+
+if __name__ == "__main__":
+    main()

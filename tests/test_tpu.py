@@ -1,0 +1,31 @@
+"""The decode loop as the TPU's own compiler makes it: it fits, moves little more than it must, and copies nothing.
+
+Needs libtpu, in an environment of its own and no TPU (see benchmarks/tpu.py):
+
+    python -m venv .venv-tpu && .venv-tpu/bin/pip install . libtpu pytest
+    .venv-tpu/bin/python -m pytest --noconftest -m tpu tests/test_tpu.py
+"""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).parents[1] / "benchmarks" / "tpu.py"
+
+
+@pytest.mark.tpu
+@pytest.mark.parametrize("target", ["v5e", "v4", "v5p", "v6e"])
+def test_the_compiled_loop(target: str, tmp_path: Path):
+    pytest.importorskip("libtpu")
+    command = [sys.executable, SCRIPT, "--targets", target, "--results", tmp_path]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    results = json.loads((tmp_path / "tpu-compiled.json").read_text())["results"]
+    assert len(results) == 4
+    for result in results:
+        assert result["over_floor"] <= 1.15
+        assert not result["cache_copies"]
+        assert not result["relayouts"]
