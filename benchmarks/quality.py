@@ -3,12 +3,13 @@
     python benchmarks/quality.py
     python benchmarks/quality.py --small      # tiny sizes, to see that it runs
 
-Over the rows of a random grid: the divergence KL(float32 || variant) of the distribution that a channel's token is drawn
-from (temperature 1, guidance as generated, before top-k and top-p), in nats, and how often both find the same token the
-likeliest. Two kinds of weights: queries scaled by 1 / sqrt(head_dim), which gives scores of deviation 1, and queries of
-unit variance, as sharp as Dia's attention factor of 1.0 leaves them; there float32 itself strays behind 30 layers (the
-row "float32, other order": the same products with the script padded further), so a variant can come no nearer.
-A trained model lies between. Writes benchmarks/results/quality-*.json.
+Over the rows of a random grid: the divergence KL(float32 || variant) of the guided distribution of a channel's token,
+in nats (guidance 3, temperature 1, before top-k and top-p), and how often both find the same token the likeliest.
+
+Two kinds of weights: queries scaled by 1 / sqrt(head_dim), which gives scores of deviation 1; and queries of unit
+variance, as sharp as Dia's attention factor of 1.0 leaves them, where float32 itself strays behind 30 layers (the row
+"float32, other order" pads the script further), so that a variant can come no nearer. A trained model lies between.
+Writes benchmarks/results/quality-*.json.
 """
 
 import argparse

@@ -14,7 +14,9 @@ ROOT = Path(__file__).parent.parent
     ("script", "options"),
     [
         ("parity.py", ["--small", "--frames", "20"]),
-        ("speed.py", ["--small", "--rounds", "1", "--steps", "5"]),
+        ("speed.py", ["--small", "--rounds", "1", "--steps", "5", "--batches", "1", "2"]),
+        ("startup.py", ["--small"]),
+        ("quality.py", ["--small", "--rows", "16"]),
         ("memory.py", ["--small", "--layouts", "orbax", "--dtypes", "float32"]),
     ],
 )

@@ -132,6 +132,68 @@ def test_an_output_without_permission(small: Path, tmp_path: Path, capsys: pytes
     assert "no permission" in capsys.readouterr().err
 
 
+def test_a_stream_writes_what_generate_writes(small: Path, tmp_path: Path, capfdbinary: pytest.CaptureFixture):
+    script = ["generate", "[S1] Hello. [S2]", "--model", str(small), "--max-tokens", "60", "--seed", "3", "--quiet"]
+    assert run([*script, "--output", str(tmp_path / "whole.wav")]) == 0
+    assert run([*script, "--stream", "--output", str(tmp_path / "grown.wav")]) == 0
+    assert (tmp_path / "grown.wav").read_bytes() == (tmp_path / "whole.wav").read_bytes()
+    capfdbinary.readouterr()
+    assert run([*script, "--stream", "--output", "-"]) == 0
+    out, err = capfdbinary.readouterr()
+    samples, _ = soundfile.read(tmp_path / "whole.wav", dtype="int16")
+    np.testing.assert_array_equal(np.frombuffer(out, "<i2"), samples)
+    assert b"first sound after" in err
+
+
+def test_a_stream_does_not_touch_what_is_there(small: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
+    target = tmp_path / "mine.wav"
+    target.write_bytes(b"mine")
+    for output, words in ((target, "exists"), (tmp_path / "x.flac", "only a .wav")):
+        arguments = ["generate", "[S1] Hello.", "--model", str(small), "--stream", "--output", str(output)]
+        assert run(arguments) == 2
+        assert words in capsys.readouterr().err
+    assert run(["generate", "[S1] A.", "[S1] B.", "--model", str(small), "--stream", "--output", "-"]) == 2
+    assert target.read_bytes() == b"mine"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_an_interruption_keeps_the_files_that_are_finished(
+    small: Path, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+):
+    from dia_jax import Dia
+
+    save = Dia.save_audio
+
+    def interrupted(self, path, audio):
+        save(self, path, audio)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Dia, "save_audio", interrupted)
+    arguments = [
+        "generate",
+        "[S1] Longer, so first.",
+        "[S1] B.",
+        "--model",
+        str(small),
+        "--max-tokens",
+        "20",
+        "--quiet",
+    ]
+    assert run([*arguments, "--batch-size", "1", "--output", str(tmp_path / "a.wav")]) == 130
+    assert "1 of 2 clips were finished" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["a-1.wav"]
+
+
+def test_int8_from_the_command_line(small: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
+    assert run(["convert", str(small), str(tmp_path / "int8"), "--quantize", "int8", "--verify", "--quiet"]) == 0
+    assert run(["info", str(tmp_path / "int8")]) == 0
+    assert "int8" in capsys.readouterr().out
+    for model, options in ((small, ["--quantize", "int8"]), (tmp_path / "int8", ["--codec", str(small / "dac")])):
+        arguments = ["generate", "[S1] Hi.", "--model", str(model), "--max-tokens", "20", "--seed", "1", "--quiet"]
+        assert run([*arguments, *options, "--output", str(tmp_path / f"{model.name}.wav")]) == 0
+    assert (tmp_path / "int8.wav").read_bytes() == (tmp_path / f"{small.name}.wav").read_bytes()
+
+
 def test_convert_and_info(small: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
     assert run(["convert", str(small), str(tmp_path / "orbax"), "--verify", "--quiet"]) == 0
     assert "dia from transformers to orbax layout, 47 tensors, every tensor verified" in capsys.readouterr().out
