@@ -7,8 +7,8 @@
 
 A step is one row of the grid for every clip of the batch (two rows of guidance a clip). Its floor is the bytes that it
 must read (decoder kernels, and all of both caches) over the bandwidth measured in the same run. Clips have a budget of
-1,008 frames, so that everyone's cache has 1,024 rows or fewer; all draw from random weights (temperature 1.2, top-p
-0.95, top-k 45).
+1,008 frames: the reference's cache has 1,024 rows, ours begins with 512, that of transformers with none (on a GPU it is
+static). All draw from random weights (temperature 1.2, top-p 0.95, top-k 45).
 
 The contenders of a pair stand in memory together and take turns, round by round; ratios are medians of the rounds'. The
 first two steps of each turn are not counted. A pair that ends is freed before the next one begins. Compiling is told

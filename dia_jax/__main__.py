@@ -263,16 +263,19 @@ class Convert:
         from dia_jax.checkpoint import convert
 
         began = time.monotonic()
-        checkpoint = convert(
-            self.source,
-            self.target,
-            layout=self.layout,
-            variant=self.variant,
-            dtype=self.dtype,
-            quantize=self.quantize,
-            verify=self.verify,
-            progress=not self.quiet,
-        )
+        try:
+            checkpoint = convert(
+                self.source,
+                self.target,
+                layout=self.layout,
+                variant=self.variant,
+                dtype=self.dtype,
+                quantize=self.quantize,
+                verify=self.verify,
+                progress=not self.quiet,
+            )
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt("nothing was written") from None
         verified = ", every tensor verified" if self.verify else ""
         print(
             f"{self.target}: {checkpoint.kind} from {checkpoint.layout} to {self.layout} layout, "

@@ -97,9 +97,8 @@ class Batch:
         """New frames of which all channels are drawn; below 0 while the first one's delay lasts."""
         clip = self.clips[slot]
         assert clip is not None
-        max_delay = self._model[2].max_delay
-        complete = min(int(self._row[slot]) - max_delay, int(self._end_row[slot]) - 1)
-        return (int(self._end_row[slot]) - 1 if self._done[slot] else complete) - len(clip.prompt)
+        complete = min(self._row[slot] - self._model[2].max_delay, self._end_row[slot] - 1)
+        return int(complete) - len(clip.prompt)
 
     def codes(self, slot: int) -> np.ndarray:
         """All `frames` of a clip so far, int32 [frames, C]."""

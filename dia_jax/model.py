@@ -68,6 +68,21 @@ def _precision(dtype: jnp.dtype) -> jax.lax.Precision | None:
     return jax.lax.Precision.HIGHEST if dtype == jnp.float32 else None
 
 
+def _scores(q: jax.Array, k: jax.Array) -> jax.Array:
+    """[R, K, G, T, H] and [R, K, S, H] of one dtype -> float32 [R, K, G, T, S]."""
+    precision = _precision(k.dtype)
+    return jnp.einsum("RKGTH,RKSH->RKGTS", q, k, precision=precision, preferred_element_type=jnp.float32)
+
+
+def _scores_on_cpu(q: jax.Array, k: jax.Array) -> jax.Array:
+    """`_scores` with the keys on the left, for the reason that `_product_on_cpu` gives; 16 bit has no such product."""
+    if jnp.dtype(k.dtype).itemsize == 2:
+        return _scores(q, k)
+    precision = _precision(k.dtype)
+    scores = jnp.einsum("RKSH,RKGTH->RKSGT", k, q, precision=precision, preferred_element_type=jnp.float32)
+    return jnp.moveaxis(jax.lax.optimization_barrier(scores), 2, -1)
+
+
 def attend(q: jax.Array, *parts: tuple[KV, jax.Array]) -> jax.Array:
     """Attention with factor 1.0 over the keys of all parts together; query head h uses key/value head h // G.
 
@@ -81,21 +96,22 @@ def attend(q: jax.Array, *parts: tuple[KV, jax.Array]) -> jax.Array:
     """
     rows, time, heads, head_dim = q.shape
     dtype = parts[0][0].k.dtype
-    dot = functools.partial(jnp.einsum, precision=_precision(dtype), preferred_element_type=jnp.float32)
-    # Batch, rows, columns in this order on both sides: XLA's CPU backend has no 16-bit product with a transposed
-    # result.
     q = q.astype(dtype).reshape(rows, time, parts[0][0].k.shape[1], -1, head_dim).transpose(0, 2, 3, 1, 4)
     # A finite floor, so that a row with nothing to see (padding) yields numbers that are thrown away, not NaN.
     floor = jnp.finfo(jnp.float32).min
-    scores = [jnp.where(mask[:, None, None], dot("RKGTH,RKSH->RKGTS", q, kv.k), floor) for kv, mask in parts]
+    scores = [
+        jnp.where(mask[:, None, None], jax.lax.platform_dependent(q, kv.k, cpu=_scores_on_cpu, default=_scores), floor)
+        for kv, mask in parts
+    ]
     highest = functools.reduce(jnp.maximum, [part.max(axis=-1, keepdims=True) for part in scores])
     weights = [jnp.exp(part - highest) for part in scores]
     add = functools.partial(functools.reduce, jnp.add)
     total = add([part.sum(axis=-1, keepdims=True) for part in weights])
     # Divided by the total after the product: so many elements fewer, and none to write down again.
-    out = add(
-        [dot("RKGTS,RKSH->RKGTH", part.astype(dtype), kv.v) for part, (kv, _) in zip(weights, parts, strict=True)]
+    mix = functools.partial(
+        jnp.einsum, "RKGTS,RKSH->RKGTH", precision=_precision(dtype), preferred_element_type=jnp.float32
     )
+    out = add([mix(part.astype(dtype), kv.v) for part, (kv, _) in zip(weights, parts, strict=True)])
     return (out / total).transpose(0, 3, 1, 2, 4).reshape(rows, time, heads * head_dim)
 
 

@@ -24,7 +24,7 @@ from dia_jax.audio import prepare_audio, read_audio, write_audio
 from dia_jax.batch import Batch, run
 from dia_jax.checkpoint import DTYPES, CheckpointError, load_params, open_checkpoint
 from dia_jax.config import DacConfig, DiaConfig, DiaError, Variant
-from dia_jax.decode import Clip
+from dia_jax.decode import Clip, bucket
 from dia_jax.hub import resolve
 from dia_jax.model import Quantize
 from dia_jax.sampling import SamplingSettings
@@ -35,6 +35,9 @@ DEFAULT_CODEC = "descript/dac_44khz"
 SAMPLE_RATE = 44_100
 
 PRNG = "threefry2x32"
+
+FIRST_FRAMES = 8
+"""Frames of a stream's first chunk: a tenth of a second, for which 33 rows must be drawn."""
 
 
 class SettingError(DiaError):
@@ -84,6 +87,11 @@ class Codec:
     config: DacConfig
     graphdef: nnx.GraphDef[dac.Dac]
     params: nnx.State
+
+    @property
+    def module(self) -> tuple[nnx.GraphDef[dac.Dac], nnx.State]:
+        """As the functions of `dac` take it."""
+        return self.graphdef, self.params
 
 
 class Dia:
@@ -259,7 +267,7 @@ class Dia:
         cfg_filter_top_k: int = 45,
         seed: Seed | None = None,
         truncate: bool = False,
-        first_frames: int = 8,
+        first_frames: int = FIRST_FRAMES,
         max_frames: int = dac.WINDOW_FRAMES,
     ) -> Iterator[np.ndarray]:
         """Speaks a script and yields its samples as soon as they can exist.
@@ -301,7 +309,7 @@ class Dia:
             stop = min(sent + size, len(codes))
             if stop == sent:
                 return
-            yield dac.decode_window((codec.graphdef, codec.params), codes, sent, stop, config=codec.config, window=size)
+            yield dac.decode_window(codec.module, codes, sent, stop, config=codec.config, window=size)
             sent, size = stop, min(2 * size, max_frames)
 
     def warmup(self, text: str = "[S1] Hello. [S2]", *, batch_size: int = 1, max_tokens: int | None = None) -> float:
@@ -320,24 +328,15 @@ class Dia:
         clip = self._clips(text, None, max_tokens, 0, False)[0]
         assert isinstance(clip, Clip)
         last = clip.max_frames + self.config.max_delay
-        size = batch_size
+        size = bucket(batch_size, 1, 1 << 30)
         while size:
-            batch = Batch(model, settings, [clip] * size)
-            batch.compile(last)
+            Batch(model, settings, [clip] * size).compile(last)
             size //= 2
-        if self.codec is not None:
-            window = 8
-            while window <= dac.WINDOW_FRAMES:
-                codes = np.zeros((window, self.config.decoder.num_channels), np.int32)
-                dac.decode_window(
-                    (self.codec.graphdef, self.codec.params),
-                    codes,
-                    0,
-                    window,
-                    config=self.codec.config,
-                    window=window,
-                )
-                window *= 2
+        window = FIRST_FRAMES
+        while self.codec is not None and window <= dac.WINDOW_FRAMES:
+            codes = np.zeros((window, self.config.decoder.num_channels), np.int32)
+            dac.decode_window(self.codec.module, codes, 0, window, config=self.codec.config, window=window)
+            window *= 2
         return time.monotonic() - began
 
     def _run(
@@ -399,12 +398,12 @@ class Dia:
 
     def _encode(self, samples: np.ndarray) -> np.ndarray:
         codec = self._codec()
-        return dac.encode_samples((codec.graphdef, codec.params), samples, config=codec.config)
+        return dac.encode_samples(codec.module, samples, config=codec.config)
 
     def decode_codes(self, codes: np.ndarray) -> np.ndarray:
         """Turns codes, int [frames, C], into float32 samples [frames * 512] at 44.1 kHz."""
         codec = self._codec()
-        return dac.decode_codes((codec.graphdef, codec.params), self._check_codes(codes), config=codec.config)
+        return dac.decode_codes(codec.module, self._check_codes(codes), config=codec.config)
 
     def save_audio(self, path: str | os.PathLike, audio: np.ndarray) -> None:
         """Writes samples [n] at 44.1 kHz to a .wav, .flac, .ogg or .mp3 file; it appears whole or not at all."""
