@@ -7,8 +7,8 @@ Over the rows of a random grid: the divergence KL(float32 || variant) of the gui
 in nats (guidance 3, temperature 1, before top-k and top-p), and how often both find the same token the likeliest.
 
 Two kinds of weights: queries scaled by 1 / sqrt(head_dim), which gives scores of deviation 1; and queries of unit
-variance, as sharp as Dia's attention factor of 1.0 leaves them, where every layer multiplies whatever differs. A trained
-model lies between; bfloat16 is the yardstick. Writes benchmarks/results/quality-*.json.
+variance, as sharp as Dia's attention factor of 1.0 leaves them, where every layer multiplies whatever differs. A
+trained model lies between; bfloat16 is the yardstick. Writes benchmarks/results/quality-*.json.
 """
 
 import argparse
