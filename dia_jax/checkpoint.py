@@ -45,6 +45,7 @@ ORBAX_FOLDER = "params"
 MAX_SHARD_BYTES = 2_000_000_000
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float16": jnp.float16}
 SAFETENSORS_NAMES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
+ALIGNMENT = 64  # of the arrays, in bytes, that JAX's CPU backend takes over without a copy
 
 
 class CheckpointError(DiaError):
@@ -208,23 +209,33 @@ def _list_file(path: Path) -> tuple[dict[str, StoredTensor], Any]:
 
 
 def _list_safetensors(path: Path) -> dict[str, StoredTensor]:
-    def read(name: str) -> np.ndarray:
-        # Opened anew for each tensor: the mapping counts as memory for as long as it is open.
-        with safe_open(path, framework="numpy") as file:
-            return file.get_tensor(name)
+    # The library checks the file; the bytes are read here, straight to where they will stay. Its own reading makes them
+    # twice, and memory that is touched for the first time is what loading spends most of its time on.
+    def read(name: str, shape: tuple[int, ...], dtype: str) -> np.ndarray:
+        array = _aligned_empty(shape, DTYPES[dtype])
+        with open(path, "rb") as file:
+            file.seek(start + header[name]["data_offsets"][0])
+            if file.readinto(array.reshape(-1).view(np.uint8)) != array.nbytes:  # pyrefly: ignore[bad-argument-type]
+                raise CheckpointError("the file ends before its last byte")
+        return array
 
     names = {short: long for long, short in SAFETENSORS_NAMES.items()}
     try:
         with safe_open(path, framework="numpy") as file:
             slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-            return {
-                name: StoredTensor(
-                    tuple(part.get_shape()), names.get(part.get_dtype(), part.get_dtype()), lambda name=name: read(name)
-                )
+            kinds = {
+                name: (tuple(part.get_shape()), names.get(part.get_dtype(), part.get_dtype()))
                 for name, part in slices.items()
             }
+        with open(path, "rb") as file:
+            size = int.from_bytes(file.read(8), "little")
+            header, start = json.loads(file.read(size)), 8 + size
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path} is truncated or not a safetensors file ({error}).") from None
+    return {
+        name: StoredTensor(shape, dtype, lambda name=name, shape=shape, dtype=dtype: read(name, shape, dtype))
+        for name, (shape, dtype) in kinds.items()
+    }
 
 
 def _first_line(error: Exception) -> str:
@@ -590,10 +601,14 @@ def _read_params(
                 yield path, kernel
                 del kernel
                 continue
-            array = _aligned_empty(wanted[path].shape, dtype)
-            with np.errstate(over="ignore"):  # looked for below
-                np.copyto(array, rule.load(arrays), casting="unsafe")
+            array = rule.load(arrays)
             del arrays
+            if array.dtype != dtype or not array.flags.c_contiguous or array.ctypes.data % ALIGNMENT:
+                copy = _aligned_empty(array.shape, dtype)
+                with np.errstate(over="ignore"):  # looked for below
+                    np.copyto(copy, array, casting="unsafe")
+                array = copy
+                del copy
             if dtype == jnp.float16 and not np.isfinite(array).all():
                 problems.append(f"too large for float16: {path}")
                 continue
@@ -609,10 +624,10 @@ def _read_params(
 
 
 def _aligned_empty(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
-    """An array that JAX's CPU backend takes over without a copy, because it begins on a multiple of 64 bytes."""
+    """An array that JAX's CPU backend takes over without a copy."""
     size = math.prod(shape) * np.dtype(dtype).itemsize
-    raw = np.empty(size + 64, np.uint8)
-    start = -raw.ctypes.data % 64
+    raw = np.empty(size + ALIGNMENT, np.uint8)
+    start = -raw.ctypes.data % ALIGNMENT
     return raw[start : start + size].view(dtype).reshape(shape)
 
 
