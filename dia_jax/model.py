@@ -372,6 +372,13 @@ class DecoderLayer(nnx.Module):
         cache: KV | None,
         start: jax.Array,
     ) -> tuple[jax.Array, KV]:
+        x, kv = self.attend_self(x, angles, cache, start)
+        return self.attend_text(x, cross_angles, cross), kv
+
+    def attend_self(
+        self, x: jax.Array, angles: tuple[jax.Array, jax.Array], cache: KV | None, start: jax.Array
+    ) -> tuple[jax.Array, KV]:
+        """Adds what the rows before have to say; gives the keys and values too, or the cache that they are in."""
         attention = self.self_attention
         h = self.pre_sa_norm(x)
         q, kv = attention.queries(h, angles), attention.keys_values(h, angles)
@@ -379,11 +386,18 @@ class DecoderLayer(nnx.Module):
             out = attend(q, (kv, _causal(x.shape[1])))
         else:
             out, kv = jax.lax.platform_dependent(q, cache, kv, start, cpu=write_then_attend, default=attend_then_write)
-        x = x + attention.o_proj(out)
+        return x + attention.o_proj(out), kv
 
-        attention = self.cross_attention
-        x = x + attention.o_proj(attend(attention.queries(self.pre_ca_norm(x), cross_angles), cross))
-        return x + self.mlp(self.pre_mlp_norm(x)), kv
+    def attend_text(
+        self, x: jax.Array, angles: tuple[jax.Array, jax.Array] | None, cross: tuple[KV, jax.Array]
+    ) -> jax.Array:
+        """Adds what the script has to say, and the layer's own thoughts on it."""
+        x = x + self.cross_attention.o_proj(attend(self.cross_queries(x, angles), cross))
+        return x + self.mlp(self.pre_mlp_norm(x))
+
+    def cross_queries(self, x: jax.Array, angles: tuple[jax.Array, jax.Array] | None) -> jax.Array:
+        """What is asked of the script: float32 [R, T, N, H] from the stream behind the self-attention."""
+        return self.cross_attention.queries(self.pre_ca_norm(x), angles)
 
 
 class Decoder(nnx.Module):
@@ -399,9 +413,14 @@ class Decoder(nnx.Module):
         self.norm = RMSNorm(dec.hidden_size, dec.norm_eps)
         self.logits_dense = Linear(dec.hidden_size, dec.num_channels * dec.vocab_size, dtype=dtype, rngs=rngs)
 
+    def embed(self, tokens: jax.Array) -> jax.Array:
+        """int [R, T, C] -> float32 [R, T, D], the sum over the channels."""
+        offsets = jnp.arange(self.config.num_channels) * self.config.vocab_size
+        return self.embeddings(tokens + offsets).sum(axis=-2)
+
     def cross_cache(self, encoded: jax.Array) -> list[KV]:
         """The cross-attention's keys and values of every layer, from the encoder's output float32 [R, S, D]."""
-        angles = self._cross_angles(jnp.arange(encoded.shape[1])[None])
+        angles = self.cross_angles(jnp.arange(encoded.shape[1])[None])
         return [layer.cross_attention.keys_values(encoded, angles) for layer in self.layers]
 
     def empty_cache(self, rows: int, length: int) -> list[KV]:
@@ -431,12 +450,10 @@ class Decoder(nnx.Module):
         Returns:
             float32 [R, T, D], normed, ready for `logits`; and the caches with the new rows written in.
         """
-        dec = self.config
         positions = start[:, None] + jnp.arange(tokens.shape[1])  # [R, T]
-        offsets = jnp.arange(dec.num_channels) * dec.vocab_size
-        x = self.embeddings(tokens + offsets).sum(axis=-2)
-        angles = rope_angles(positions, dec.head_dim, dec.rope_theta)
-        cross_angles = self._cross_angles(positions)
+        x = self.embed(tokens)
+        angles = rope_angles(positions, self.config.head_dim, self.config.rope_theta)
+        cross_angles = self.cross_angles(positions)
         new_cache = []
         for i, layer in enumerate(self.layers):
             before = None if cache is None else cache[i]
@@ -450,7 +467,8 @@ class Decoder(nnx.Module):
         logits = jax.lax.optimization_barrier(self.logits_dense(hidden))
         return logits.reshape(*hidden.shape[:-1], self.config.num_channels, self.config.vocab_size)
 
-    def _cross_angles(self, positions: jax.Array) -> tuple[jax.Array, jax.Array] | None:
+    def cross_angles(self, positions: jax.Array) -> tuple[jax.Array, jax.Array] | None:
+        """RoPE's angles in the cross-attention for positions [R, T]; only v0.1 has it there."""
         if not self.rope_in_cross_attention:
             return None
         return rope_angles(positions, self.config.cross_head_dim, self.config.rope_theta)

@@ -1,0 +1,134 @@
+"""The small voice's training set: spoken sentences to codes, and codes to dialogues, prompts and sounds.
+
+A sentence is spoken once a voice and encoded; dialogues are made by laying codes end to end, which is exact because
+every clip begins and ends in silence. Writes prepared folders as `dia-jax prepare` does.
+"""
+
+import dataclasses
+import random
+from pathlib import Path
+
+import codec
+import numpy as np
+import speech
+import vocabulary
+from flax import nnx
+from tqdm import tqdm
+
+from dia_jax.training.data import Writer
+
+SPEED = 1.2
+HELD_OUT = 7919
+"""Seed of the sentences that are kept for judging."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Spoken:
+    """A sentence in one voice: its codes [T, C] and the frame at which each byte begins."""
+
+    text: str
+    codes: np.ndarray
+    starts: np.ndarray
+
+
+def held_out(count: int) -> list[str]:
+    """Sentences that the training set does not hold."""
+    grammar, found = vocabulary.Grammar(HELD_OUT), []
+    while len(found) < count:
+        sentence = grammar.sentence()
+        if sentence not in found:
+            found.append(sentence)
+    return found
+
+
+def say(sentence: str, voice: speech.Voice) -> tuple[np.ndarray, np.ndarray]:
+    """Samples, and the frame at which each byte begins."""
+    parts = speech.envelopes(sentence, speed=SPEED)
+    return speech.trim(speech.speak(parts, voice), parts.starts)
+
+
+def sentences(count: int, seed: int) -> list[str]:
+    """Half with sense, half without, and none that is held out."""
+    grammar, kept = vocabulary.Grammar(seed), set(held_out(1000))
+    found: list[str] = []
+    while len(found) < count:
+        sentence = grammar.string() if len(found) % 2 else grammar.sentence()
+        if sentence not in kept:
+            found.append(sentence)
+    return found
+
+
+def build_codec(count: int = 500) -> tuple[nnx.GraphDef, nnx.State]:
+    """From sentences in every voice, and the sounds."""
+    clips = [say(text, voice)[0] for text in sentences(count, 1) for voice in speech.VOICES.values()]
+    return codec.build(clips + 8 * list(speech.sounds().values()), progress=True)
+
+
+def speak_all(params: nnx.State, count: int, seed: int, cache: Path) -> tuple[dict[str, list[Spoken]], ...]:
+    """Every sentence in every voice; and a fifth of them once more at a pitch beside the voice's, as prompts.
+
+    What was spoken before is read from the cache.
+    """
+    if not cache.exists():
+        rng, flat = np.random.default_rng(seed), {}
+        for i, text in enumerate(tqdm(sentences(count, seed), desc="speaking")):
+            parts = speech.envelopes(text, speed=SPEED)
+            for voice in speech.VOICES.values():
+                versions = {"": voice}
+                if i % 5 == 0:
+                    versions["near"] = dataclasses.replace(voice, pulses=voice.pulses * rng.uniform(0.92, 1.08))
+                for name, version in versions.items():
+                    samples, starts = speech.trim(speech.speak(parts, version), parts.starts)
+                    flat[f"{voice.name}/{name}/{i}/codes"] = codec.encode(params, samples)
+                    flat[f"{voice.name}/{name}/{i}/starts"] = starts.astype(np.int16)
+        np.savez(cache.with_suffix(".part.npz"), **flat)
+        cache.with_suffix(".part.npz").rename(cache)
+    stored, texts = dict(np.load(cache)), sentences(count, seed)
+    found: tuple[dict[str, list[Spoken]], ...] = ({}, {})
+    for name in sorted(key for key in stored if key.endswith("/codes")):
+        voice, version, number, _ = name.split("/")
+        spoken = Spoken(texts[int(number)], stored[name], stored[name.replace("codes", "starts")])
+        found[version == "near"].setdefault(voice, []).append(spoken)
+    return found
+
+
+def write(
+    target: Path, params: nnx.State, spoken: tuple[dict[str, list[Spoken]], ...], *, items: int, seed: int
+) -> None:
+    """Dialogues of one and two turns, prompts that are gone on with, and sounds."""
+    rng, (voices, prompts) = random.Random(seed), spoken
+    sounds = {name: codec.encode(params, samples) for name, samples in speech.sounds().items()}
+    usual = {1: "alto", 2: "bass"}
+    with Writer(target, codec.CONFIG) as writer:
+        for _ in tqdm(range(items - len(writer.items)), desc="composing"):
+            tag = rng.choice([1, 2])
+            kind = rng.choices(["one", "two", "prompt"], [0.5, 0.25, 0.25])[0]
+            cast, turns, prompt = usual, [tag] if kind == "one" else [tag, 3 - tag], 0
+            parts: list[tuple[str, np.ndarray, np.ndarray]] = []
+            if kind == "prompt":
+                first = rng.choice(["alto", "bass"])
+                cast = {tag: first, 3 - tag: "bass" if first == "alto" else "alto"}
+                turns = [tag, tag] if rng.random() < 0.7 else [tag, 3 - tag]
+            for number, turn in enumerate(turns):
+                pool = prompts if kind == "prompt" and number == 0 and rng.random() < 0.7 else voices
+                chosen = rng.choice(pool[cast[turn]])
+                again = kind == "prompt" and number and turn == turns[0]
+                head = f"[S{turn}] " if number == 0 or not again or rng.random() < 0.5 else ""
+                parts.append((head + chosen.text, chosen.codes, _with_tag(chosen.starts, bool(head))))
+                if kind == "prompt" and number == 0:
+                    prompt = len(chosen.codes)
+                elif rng.random() < 0.12:
+                    name = rng.choice(list(sounds))
+                    spread = np.linspace(0, len(sounds[name]) - 1, len(name) + 2).round()
+                    parts.append((f"({name})", sounds[name], spread))
+            starts, frames = [], 0
+            for number, (_, codes, begins) in enumerate(parts):
+                starts += [frames] * (number > 0) + [int(frames + begin) for begin in begins]  # the space between
+                frames += len(codes)
+            text = " ".join(part[0] for part in parts)
+            writer.add(np.concatenate([part[1] for part in parts]), text, prompt=prompt, starts=tuple(starts))
+
+
+def _with_tag(starts: np.ndarray, tagged: bool) -> np.ndarray:
+    """A speaker tag is one byte, and a space follows it."""
+    return np.concatenate([[0, 0], starts]) if tagged else starts

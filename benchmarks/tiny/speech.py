@@ -1,0 +1,183 @@
+"""The teacher of the small voice: sentences to speech whose codec frames repeat.
+
+hibari-tts (Apache-2.0, weights inside the package) says how long each phoneme is and how a spectral envelope moves, 80
+frames a second: one for the voiced part, one for the breath. The waveform is made here and not by it, locked to the
+codec: each of its frames becomes one hop of 512 samples, the pitch is a whole multiple of the frame rate (86.13 Hz), and
+the breath is one hop of noise said again and again. So a frame's samples depend on the envelopes around it and on
+nothing else, and what has to be learnt of speech is small. It sounds monotonous, and whisper understands it.
+
+Knows no model; needs hibari-tts, onnx and numpy (requirements.txt).
+"""
+
+import dataclasses
+import functools
+from pathlib import Path
+
+import hibari
+import numpy as np
+import onnx
+import onnxruntime
+
+RATE, HOP = 44_100, 512
+FRAME_RATE = RATE / HOP
+WINDOW = 2048
+TEACHER_BIN = 20.0  # Hz between the teacher's 601 bins
+TEACHER_WINDOW = 1200
+HIGHEST = 8000  # Hz
+LOUDNESS = 0.05  # root mean square of every voice
+QUIET = 0.002  # root mean square of a frame that counts as silent
+BEFORE, AFTER = 4, 6  # silent frames that are kept at either end
+
+
+@dataclasses.dataclass(frozen=True)
+class Voice:
+    """A pitch in frame rates and a stretch of the formants."""
+
+    name: str
+    pulses: float
+    warp: float
+
+    @property
+    def pitch(self) -> float:
+        """In Hz."""
+        return self.pulses * FRAME_RATE
+
+
+VOICES = {
+    "alto": Voice("alto", 2, 1.0),
+    "bass": Voice("bass", 1, 0.86),
+}
+"""alto speaks [S1] and bass [S2] where no prompt says otherwise."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Envelopes:
+    """What the teacher says of a sentence.
+
+    Attributes:
+        voiced, breath: log magnitudes [601, T].
+        pitched: [T], 1 where there is a pitch.
+        starts: int [bytes of the sentence], the frame at which each byte begins.
+    """
+
+    voiced: np.ndarray
+    breath: np.ndarray
+    pitched: np.ndarray
+    starts: np.ndarray
+
+
+@functools.cache
+def _teacher() -> tuple[hibari.Hibari, onnxruntime.InferenceSession]:
+    tts = hibari.Hibari()
+    model = onnx.load(Path(tts.model_path))
+    rounded = next(node for node in model.graph.node if node.op_type == "Round").output[0]
+    durations = next(node for node in model.graph.node if node.op_type == "Clip" and rounded in node.input).output[0]
+    model.graph.output.append(onnx.helper.make_tensor_value_info(durations, onnx.TensorProto.FLOAT, None))
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.log_severity_level = 3
+    return tts, onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+
+
+def envelopes(sentence: str, *, speed: float = 1.15) -> Envelopes:
+    """Asks the teacher.
+
+    Args:
+        sentence: ASCII words and punctuation, one sentence.
+        speed: 1 is the teacher's own; locking to the codec's frames makes it 8 % faster still.
+    """
+    tts, session = _teacher()
+    phonemes = tts.phonemize(sentence)
+    if len(phonemes) != 1:
+        raise ValueError(f"{sentence!r} is {len(phonemes)} sentences to the teacher, not one.")
+    ids = np.asarray([tts.ids(phonemes[0])], np.int64)
+    outputs = session.run(None, {"ids": ids, "speed": np.asarray([speed], np.float32)})
+    voiced, _, noise, rough, _, pitch = (part[0] for part in outputs[:-1])
+    each = 2 * outputs[-1].reshape(-1).astype(int)  # frames of a phoneme: the teacher counts pairs
+    breath = np.logaddexp(2 * np.minimum(noise, 7), 2 * np.minimum(rough, 7) - np.log(2)) / 2
+    starts = _byte_starts(sentence, phonemes[0], np.concatenate([[0], np.cumsum(each)]))
+    return Envelopes(np.minimum(voiced, 7), breath, (pitch > 40).astype(np.float32), starts)
+
+
+def _byte_starts(sentence: str, phonemes: str, edges: np.ndarray) -> np.ndarray:
+    """Spreads the bytes of a word evenly over the frames of its phonemes; edges[i] begins id i, and id 0 is a pause."""
+    words, sounds = sentence.split(" "), phonemes.split(" ")
+    if len(words) != len(sounds):
+        raise ValueError(f"{sentence!r} is {len(words)} words, but the teacher says {len(sounds)}: {phonemes!r}.")
+    starts, phoneme = [], 1
+    for word, sound in zip(words, sounds, strict=True):
+        begin, end = edges[phoneme], edges[phoneme + len(sound)]
+        starts += [begin + (end - begin) * i / len(word) for i in range(len(word))]
+        starts.append(end)  # the space behind it
+        phoneme += len(sound) + 1
+    return np.asarray(starts[:-1]).round().astype(int)
+
+
+def speak(parts: Envelopes, voice: Voice) -> np.ndarray:
+    """Envelopes to samples, float32 [T * 512] at 44.1 kHz: T hops in, T hops out."""
+    frames = parts.voiced.shape[1]
+    window = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(WINDOW) / WINDOW)
+    bins = np.arange(WINDOW // 2 + 1) * RATE / WINDOW / voice.warp / TEACHER_BIN
+    low = np.minimum(bins.astype(int), 599)
+    part = np.minimum(bins - low, 1.0)[:, None]
+    heard = (np.arange(WINDOW // 2 + 1) * RATE / WINDOW < HIGHEST)[:, None]
+
+    def magnitudes(log: np.ndarray) -> np.ndarray:
+        return np.where(heard, np.exp(log[low] * (1 - part) + log[low + 1] * part), 0)
+
+    # Every frame sees the same stretch of pulses and of noise where the pitch is a whole number of frame rates.
+    pulses = _pulses(voice.pitch, frames * HOP + WINDOW)
+    noise = np.resize(np.random.default_rng(0).standard_normal(HOP), frames * HOP + WINDOW)
+
+    def spectra(signal: np.ndarray) -> np.ndarray:
+        return np.fft.rfft(np.lib.stride_tricks.sliding_window_view(signal, WINDOW)[: frames * HOP : HOP] * window).T
+
+    harmonic = spectra(pulses) / (WINDOW / 4)
+    breath = spectra(noise) * np.sqrt(2 / np.sum(window**2) * TEACHER_WINDOW / WINDOW)
+    spectrum = magnitudes(parts.voiced) * harmonic * parts.pitched + magnitudes(parts.breath) * breath
+    pieces = np.fft.irfft(spectrum.T) * window
+    out = np.zeros(frames * HOP + WINDOW)
+    for i, piece in enumerate(pieces):
+        out[i * HOP : i * HOP + WINDOW] += piece
+    out = out[WINDOW // 2 : WINDOW // 2 + frames * HOP]
+    return (out * LOUDNESS / max(float(np.sqrt(np.mean(out**2))), 1e-9)).clip(-0.99, 0.99).astype(np.float32)
+
+
+def trim(samples: np.ndarray, starts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Takes off the silence at both ends but a few frames, and moves the bytes' starts with it."""
+    heard = np.flatnonzero(np.sqrt(np.mean(samples.reshape(-1, HOP) ** 2, axis=1)) > QUIET)
+    first, last = max(heard[0] - BEFORE, 0), heard[-1] + 1
+    kept = np.pad(samples[first * HOP : last * HOP], (0, AFTER * HOP))
+    return kept, np.clip(starts - first, 0, len(kept) // HOP - 1)
+
+
+def sounds() -> dict[str, np.ndarray]:
+    """The non-verbal sounds, made of the same cloth: whole periods or the same noise in every frame."""
+
+    def faded(tone: np.ndarray, fade: int = 2) -> np.ndarray:
+        ramp = np.minimum(1, np.arange(len(tone)) / (fade * HOP))
+        return tone * ramp * ramp[::-1]
+
+    def tone(multiples: np.ndarray) -> np.ndarray:
+        return np.sin(2 * np.pi * np.cumsum(np.repeat(multiples, HOP)) / HOP)
+
+    noise = np.random.default_rng(1).standard_normal(HOP)
+    bright = np.diff(noise, append=noise[:1])
+    clap = np.concatenate([bright * np.exp(-np.arange(HOP) / 150), np.zeros(9 * HOP)])
+    whistle = np.round(18 + 10 * np.sin(np.pi * np.repeat(np.arange(12), 4) / 12))
+    made = {
+        "beep": faded(tone(np.full(30, 10.0))),
+        "claps": np.tile(clap, 3),
+        "whistles": faded(tone(whistle), 6),
+    }
+    loud = {name: x * LOUDNESS / np.sqrt(np.mean(x**2)) for name, x in made.items()}
+    return {name: np.pad(x, (BEFORE * HOP, AFTER * HOP)).astype(np.float32) for name, x in loud.items()}
+
+
+def _pulses(pitch: float, length: int) -> np.ndarray:
+    """Unit cosines at every multiple of the pitch up to `HIGHEST`, in closed form."""
+    count = int(HIGHEST / pitch)
+    half = np.pi * pitch * np.arange(length) / RATE
+    near = np.abs(np.sin(half)) < 1e-6
+    sums = np.sin((2 * count + 1) * half) / np.where(near, 1, np.sin(half))
+    return np.where(near, 2 * count + 1, sums) / 2 - 0.5

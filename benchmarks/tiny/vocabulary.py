@@ -1,0 +1,154 @@
+"""What the small voice can say: its words, and a grammar that makes sentences of them.
+
+Half of the training text is sentences, half is strings of words without sense, so that a word must be read and cannot be
+guessed from the one before. Sentences for judging are drawn by the same grammar; those in the training set are left out.
+"""
+
+import random
+
+PEOPLE = "man woman boy girl friend brother sister mother father teacher doctor farmer king queen baby child uncle".split()
+ANIMALS = "cat dog bird horse fish cow mouse lion tiger bear sheep duck rabbit monkey spider".split()
+THINGS = (
+    "book table chair window door box letter ball lamp cup plate knife clock phone camera picture guitar basket "
+    "paper pencil bottle hammer ladder mirror pillow blanket ticket basket bicycle computer machine"
+).split()
+FOOD = "bread butter cheese apple orange banana soup rice cake sugar coffee tea milk water honey potato chicken".split()
+PLACES = (
+    "house garden kitchen school city village river mountain forest market station office hospital island beach "
+    "bridge street room park farm library theater airport"
+).split()
+COLORS = "red blue green yellow black white brown purple".split()
+ADJECTIVES = (
+    "old young big small happy angry hungry quiet beautiful strange heavy little clever lazy gentle famous cold warm "
+    "dark bright broken empty simple wonderful dangerous"
+).split()
+TRANSITIVE = (
+    "found wanted carried opened painted washed bought sold took moved watched loved lost dropped followed "
+    "remembered needed finished cleaned borrowed counted"
+).split()
+MOTION = "walked ran went came traveled returned climbed wandered hurried".split()
+SPEECH = "said believed remembered thought explained answered".split()
+TIMES = (
+    "today yesterday tonight tomorrow every morning|in the evening|before dinner|after breakfast|on Monday|on Friday|"
+    "in the summer|in the winter|last week|next month"
+)
+TIMES = ["today", "yesterday", "tonight", "every morning", *TIMES.split("|")[1:]]
+NUMBERS = "two three four five six seven eight nine ten twelve twenty hundred".split()
+ADVERBS = "slowly quickly quietly carefully suddenly always never often together alone again".split()
+NAMES = "Peter Anna Daniel Emma Oliver Sophia Victor Maria Robert Laura".split()
+MODALS = "can will must should would could".split()
+VERBS = "open close find carry paint wash buy sell take move watch love follow remember need clean borrow count".split()
+GREETINGS = ["Good morning", "Hello", "Thank you", "Welcome", "Excuse me", "Goodbye"]
+FUNCTION = (
+    "the a in on of and with for to is was are were my your his her our their I you he she we they it this that what "
+    "where who why when how do did does not very too please because but or from near behind under about there here yes no"
+).split()
+
+
+def _plural(noun: str) -> str:
+    irregular = {
+        "man": "men", "woman": "women", "child": "children", "baby": "babies", "fish": "fish", "sheep": "sheep",
+        "mouse": "mice", "knife": "knives", "city": "cities", "library": "libraries", "monkey": "monkeys",
+    }  # fmt: skip
+    if noun in irregular:
+        return irregular[noun]
+    return noun + ("es" if noun.endswith(("x", "ch", "sh", "s")) else "s")
+
+
+def words() -> list[str]:
+    """Every word, as it stands inside a sentence."""
+    groups = [
+        PEOPLE, ANIMALS, THINGS, FOOD, PLACES, COLORS, ADJECTIVES, TRANSITIVE, MOTION, SPEECH, NUMBERS, ADVERBS, NAMES,
+        MODALS, VERBS, FUNCTION, *(phrase.split() for phrase in TIMES), *(phrase.split() for phrase in GREETINGS),
+    ]  # fmt: skip
+    found = {word if word in NAMES or word in ("I", "Monday", "Friday") else word.lower() for g in groups for word in g}
+    return sorted(found | {_plural(noun) for noun in PEOPLE + ANIMALS + THINGS})
+
+
+class Grammar:
+    """Draws sentences."""
+
+    def __init__(self, seed: int):
+        self.random = random.Random(seed)
+        self.words = words()
+
+    def sentence(self) -> str:
+        """One with sense."""
+        templates = [
+            (4, self._plain), (2, self._question), (2, self._motion), (1, self._counted), (2, self._modal),
+            (1, self._there), (1, self._speech), (1, self._request), (1, self._is), (0.5, self._greeting),
+            (1, self._because),
+        ]  # fmt: skip
+        make = self.random.choices([t for _, t in templates], [w for w, _ in templates])[0]
+        text = make()
+        return text[0].upper() + text[1:]
+
+    def string(self) -> str:
+        """One without: three to eight words."""
+        text = " ".join(self.random.choices(self.words, k=self.random.randint(3, 8)))
+        return text[0].upper() + text[1:] + self.random.choice("...?!")
+
+    def _pick(self, *groups: list[str]) -> str:
+        return self.random.choice(self.random.choice(groups))
+
+    def _article(self, word: str) -> str:
+        determiner = self.random.choice(["the", "the", "a", "my", "your", "his", "her", "our", "their", "this"])
+        return "the" if determiner == "a" and word[0] in "aeiou" else determiner
+
+    def _noun(self, *groups: list[str]) -> str:
+        noun = self._pick(*groups)
+        if self.random.random() < 0.5:
+            noun = f"{self._pick(ADJECTIVES, COLORS)} {noun}"
+        return f"{self._article(noun)} {noun}"
+
+    def _subject(self) -> str:
+        chance = self.random.random()
+        if chance < 0.25:
+            return self._pick(["he", "she", "we", "they", "I", "you"])
+        return self._pick(NAMES) if chance < 0.45 else self._noun(PEOPLE, PEOPLE, ANIMALS)
+
+    def _object(self) -> str:
+        return self._noun(THINGS, THINGS, FOOD, ANIMALS)
+
+    def _place(self) -> str:
+        return f"{self._pick(['in', 'near', 'behind', 'from'])} {self._noun(PLACES)}"
+
+    def _maybe(self, text: str, chance: float = 0.4) -> str:
+        return f" {text}" if self.random.random() < chance else ""
+
+    def _plain(self) -> str:
+        tail = self._maybe(self._pick([self._place(), self._pick(TIMES), self._pick(ADVERBS)]), 0.6)
+        return f"{self._subject()} {self._pick(TRANSITIVE)} {self._object()}{tail}."
+
+    def _motion(self) -> str:
+        verb = self._pick(MOTION)
+        return f"{self._subject()} {verb}{self._maybe(self._pick(ADVERBS))} to {self._noun(PLACES)}{self._maybe(self._pick(TIMES))}."
+
+    def _question(self) -> str:
+        start = self._pick(["did", "where did", "why did", "when did", "how did"])
+        return f"{start} {self._subject()} {self._pick(VERBS)} {self._object()}{self._maybe(self._pick(TIMES), 0.3)}?"
+
+    def _counted(self) -> str:
+        noun = _plural(self._pick(PEOPLE, ANIMALS, THINGS))
+        return f"{self._pick(NUMBERS)} {self._pick(ADJECTIVES, COLORS)} {noun} were {self._place()}."
+
+    def _modal(self) -> str:
+        return f"{self._subject()} {self._pick(MODALS)} {self._pick(['not ', '', ''])}{self._pick(VERBS)} {self._object()}{self._maybe(self._pick(TIMES))}."
+
+    def _there(self) -> str:
+        return f"there is {self._pick(['a', 'the'])} {self._pick(COLORS)} {self._pick(THINGS, ANIMALS)} {self._pick(['on', 'under', 'behind', 'near'])} the {self._pick(THINGS, PLACES)}."
+
+    def _speech(self) -> str:
+        return f"{self._pick(NAMES)} {self._pick(SPEECH)} that {self._noun(PEOPLE, ANIMALS)} was {self._maybe('very', 0.3)[1:] or 'too'} {self._pick(ADJECTIVES)}."
+
+    def _request(self) -> str:
+        return f"please {self._pick(VERBS)} {self._object()} {self._pick([self._place(), self._pick(TIMES), self._pick(ADVERBS)])}."
+
+    def _is(self) -> str:
+        return f"{self._noun(PEOPLE, ANIMALS, THINGS, PLACES)} {self._pick(['is', 'was'])} {self._pick(['very ', 'not ', 'too ', ''])}{self._pick(ADJECTIVES)}."
+
+    def _greeting(self) -> str:
+        return f"{self._pick(GREETINGS).lower()}, {self._pick(NAMES)}{self._pick(['.', '!'])}"
+
+    def _because(self) -> str:
+        return f"{self._pick(NAMES)} {self._pick(TRANSITIVE)} {self._object()} because it was {self._pick(ADJECTIVES, COLORS)}."

@@ -1,0 +1,1 @@
+"""Training Dia and its codec; needs the extra `train`. The core never imports this."""

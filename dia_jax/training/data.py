@@ -1,0 +1,420 @@
+"""Training data: recordings and transcripts to codes on disk, and from there to batches.
+
+A prepared folder holds `codes.bin` (int16 [frames, C], clip behind clip), `items.jsonl` (a line a clip: text, voice, where
+its codes stand) and `dataset.json` (the codec that made them). A clip counts when its line is whole, so that a run that is
+killed goes on where it was.
+
+Knows files, text and the codec; knows no model but the token ids and delays in its config. Which clips stand in batch i,
+and in what order, follows from the seed and i alone: nothing else needs to be remembered to go on with a run.
+"""
+
+import dataclasses
+import functools
+import json
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import grain
+import jax
+import numpy as np
+from tqdm import tqdm
+
+from dia_jax import dac
+from dia_jax.audio import read_audio
+from dia_jax.config import ConfigError, DacConfig, DiaConfig, DiaError, read_json
+from dia_jax.decode import bucket
+from dia_jax.delay import apply_delay
+from dia_jax.pipeline import Codec
+from dia_jax.text import encode_text
+
+AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".mp3", ".aiff", ".opus")
+SMALLEST_ROWS = 128
+"""Rows of the shortest bucket; the next ones hold 192, 256, 384, 512, ... rows."""
+
+
+class DataError(DiaError):
+    """Training data that cannot be read or written; the message says which and why."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Item:
+    """A clip of a prepared folder.
+
+    Attributes:
+        text: its script.
+        first, frames: where its codes stand in `codes.bin`, in frames.
+        voice: who speaks, if that was told.
+        source: what it was made of.
+        prompt: frames at its beginning that are a voice prompt, which is given and not learnt.
+        starts: the frame at which each byte of the encoded script begins to be heard, if that is known.
+    """
+
+    text: str
+    first: int
+    frames: int
+    voice: str | None = None
+    source: str | None = None
+    prompt: int = 0
+    starts: tuple[int, ...] | None = None
+
+
+class Writer:
+    """Appends clips to a prepared folder, new or begun before; a context manager.
+
+    Raises:
+        DataError: the folder holds other things, or codes of another codec.
+    """
+
+    def __init__(self, folder: str | os.PathLike, codec: DacConfig):
+        self.folder, self.codec = Path(folder), codec
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            if not (self.folder / "dataset.json").exists():
+                if any(self.folder.iterdir()):
+                    raise DataError(f"{folder} is not empty and no prepared data; name a new folder.")
+                (self.folder / "dataset.json").write_text(json.dumps({"codec": codec.to_json()}, indent=2) + "\n")
+            elif _read_codec(self.folder) != codec:
+                raise DataError(f"{folder} was prepared with another codec; name a new folder.")
+            self.items = _read_items(self.folder)
+            # What stands behind the last whole line was being written when a run ended.
+            self.frames = self.items[-1].first + self.items[-1].frames if self.items else 0
+            (self.folder / "items.jsonl").write_text("".join(_to_line(item) for item in self.items))
+            self._codes = open(self.folder / "codes.bin", "ab")  # noqa: SIM115 (closed by close)
+            self._codes.truncate(self.frames * codec.num_codebooks * 2)
+            self._lines = open(self.folder / "items.jsonl", "a")  # noqa: SIM115
+        except OSError as error:
+            raise DataError(f"Cannot write {folder}: {error.strerror}.") from None
+
+    def add(self, codes: np.ndarray, text: str, **more: Any) -> None:
+        """Appends one clip: codes int [T, C], its script, and further fields of `Item`."""
+        item = Item(text, self.frames, len(codes), **more)
+        self._codes.write(np.ascontiguousarray(codes, np.int16).tobytes())
+        self._codes.flush()
+        self._lines.write(_to_line(item))
+        self._lines.flush()
+        self.frames += len(codes)
+        self.items.append(item)
+
+    def __enter__(self) -> "Writer":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._codes.close()
+        self._lines.close()
+
+
+def _to_line(item: Item) -> str:
+    return json.dumps({name: value for name, value in dataclasses.asdict(item).items() if value is not None}) + "\n"
+
+
+def _read_codec(folder: Path) -> DacConfig:
+    return DacConfig.from_json(read_json(folder / "dataset.json").get("codec"))
+
+
+def _read_items(folder: Path) -> list[Item]:
+    path = folder / "items.jsonl"
+    items = []
+    for line in path.read_text().splitlines(keepends=True) if path.exists() else ():
+        if not line.endswith("\n"):
+            break
+        fields = json.loads(line)
+        starts = fields.get("starts")
+        items.append(Item(**fields | {"starts": None if starts is None else tuple(starts)}))
+    return items
+
+
+# --- Preparing -------------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Summary:
+    """What `prepare` did.
+
+    Attributes:
+        kept: clips that stand in the folder.
+        seconds: of audio in them.
+        refused: source and reason of each that does not.
+    """
+
+    kept: int
+    seconds: float
+    refused: list[tuple[str, str]]
+
+
+def read_manifest(source: str | os.PathLike) -> list[dict[str, Any]]:
+    """The clips that a manifest or a folder names: dictionaries with path, text and perhaps voice.
+
+    Args:
+        source: a JSONL file whose lines have "path" (relative to the file) and "text", and may have "voice"; or a folder
+            of audio files, each with a transcript of the same name ending in .txt.
+
+    Raises:
+        DataError: it is neither, or names no clip.
+    """
+    source = Path(source)
+    if source.is_dir():
+        found = sorted(path for path in source.rglob("*") if path.suffix.lower() in AUDIO_SUFFIXES)
+        clips: list[dict[str, Any]] = []
+        for path in found:
+            transcript = path.with_suffix(".txt")
+            text = transcript.read_text(encoding="utf-8").strip() if transcript.exists() else None
+            clips.append({"path": str(path), "text": text})
+    elif source.is_file():
+        clips = []
+        for number, line in enumerate(source.read_text(encoding="utf-8").splitlines(), 1):
+            if not line.strip():
+                continue
+            try:
+                clip = json.loads(line)
+                clips.append(clip | {"path": str(source.parent / clip["path"])})
+            except (ValueError, TypeError, KeyError):
+                raise DataError(f'Line {number} of {source} is no JSON object with "path" and "text".') from None
+    else:
+        raise DataError(f"There is no manifest or folder {source}.")
+    if not clips:
+        raise DataError(f"{source} names no clip; give audio files ({', '.join(AUDIO_SUFFIXES)}) with .txt beside them.")
+    return clips
+
+
+def prepare(
+    source: str | os.PathLike,
+    target: str | os.PathLike,
+    codec: Codec,
+    *,
+    config: DiaConfig | None = None,
+    workers: int = 4,
+    progress: bool = False,
+) -> Summary:
+    """Turns recordings and transcripts into a prepared folder; goes on with one that was begun.
+
+    Args:
+        source: see `read_manifest`.
+        target: the folder.
+        codec: makes the codes.
+        config: of the model to be trained, for its limits; Dia-1.6B's by default.
+        workers: threads that read and resample ahead of the codec.
+        progress: show a progress bar.
+
+    Returns:
+        what was kept and what was refused; the reasons also stand in the folder's `refused.jsonl`.
+
+    Raises:
+        DataError: the source names nothing, or the folder cannot be written.
+    """
+    config = config or DiaConfig()
+    clips = read_manifest(source)
+    limit, rate = config.frame_budget, codec.config.sample_rate
+
+    def read(clip: dict[str, Any]) -> np.ndarray | DiaError:
+        try:
+            if not isinstance(clip.get("text"), str):
+                raise DataError("It has no transcript.")
+            encode_text(clip["text"], max_length=config.encoder.max_length)
+            samples = read_audio(clip["path"], rate=rate)
+            if -(-len(samples) // codec.config.hop) > limit:
+                seconds, most = len(samples) / rate, limit / codec.config.frame_rate
+                raise DataError(f"It lasts {seconds:.1f} s, but the model takes {most:.1f} s; cut it up.")
+            return samples
+        except DiaError as error:
+            return error
+
+    refused = []
+    with Writer(target, codec.config) as writer, ThreadPoolExecutor(workers) as pool:
+        done = {item.source for item in writer.items}
+        left = [clip for clip in clips if clip["path"] not in done]
+        bar = tqdm(total=len(clips), initial=len(clips) - len(left), desc="preparing", disable=not progress)
+        # A window of clips is read ahead, no more: their samples stand in memory.
+        ahead = [pool.submit(read, clip) for clip in left[: 2 * workers]]
+        for number, clip in enumerate(left):
+            samples = ahead.pop(0).result()
+            if number + 2 * workers < len(left):
+                ahead.append(pool.submit(read, left[number + 2 * workers]))
+            if isinstance(samples, DiaError):
+                refused.append((clip["path"], str(samples)))
+            else:
+                codes = dac.encode_samples(codec.module, samples, config=codec.config)
+                writer.add(codes, clip["text"], voice=clip.get("voice"), source=clip["path"])
+            bar.update()
+        bar.close()
+        lines = "".join(json.dumps({"source": path, "reason": reason}) + "\n" for path, reason in refused)
+        (writer.folder / "refused.jsonl").write_text(lines)
+        return Summary(len(writer.items), writer.frames / codec.config.frame_rate, refused)
+
+
+# --- Batches ---------------------------------------------------------------------------------------------------------
+
+
+class Dataset:
+    """A prepared folder, opened for reading.
+
+    Raises:
+        DataError: it is none, is damaged, or does not go with the model.
+    """
+
+    def __init__(self, folder: str | os.PathLike, config: DiaConfig):
+        self.folder, self.config = Path(folder), config
+        if not (self.folder / "dataset.json").exists():
+            raise DataError(f"{folder} is no prepared data; make some with: dia-jax prepare")
+        try:
+            self.codec, self.items = _read_codec(self.folder), _read_items(self.folder)
+        except (ConfigError, ValueError, TypeError) as error:
+            raise DataError(f"{folder} is damaged ({error}); prepare it anew.") from None
+        channels = self.codec.num_codebooks
+        if (channels, self.codec.codebook_size) != (config.decoder.num_channels, config.eos_token_id):
+            raise DataError(
+                f"{folder} has {channels} codebooks of {self.codec.codebook_size} entries, but the model needs "
+                f"{config.decoder.num_channels} of {config.eos_token_id}."
+            )
+        if not self.items:
+            raise DataError(f"{folder} holds no clip.")
+        frames = self.items[-1].first + self.items[-1].frames
+        if (self.folder / "codes.bin").stat().st_size < frames * channels * 2:
+            raise DataError(f"{folder}/codes.bin is shorter than its items say; prepare it anew.")
+        self.codes = np.memmap(self.folder / "codes.bin", np.int16, "r", shape=(frames, channels))
+        longest = max(item.frames for item in self.items)
+        if longest > config.frame_budget:
+            raise DataError(f"{folder} holds a clip of {longest} frames, but the model takes {config.frame_budget}.")
+
+    @property
+    def seconds(self) -> float:
+        """Of audio."""
+        return sum(item.frames for item in self.items) / self.codec.frame_rate
+
+    def rows(self, item: Item) -> int:
+        """Rows of the grid that predict a clip: its frames, EOS, and the delay of the last channel."""
+        return item.frames + 1 + self.config.max_delay
+
+
+def rows_bucket(rows: int) -> int:
+    """The size to which clips of so many rows are padded: 128, 192, 256, 384, 512, ..."""
+    whole = bucket(rows, SMALLEST_ROWS, 1 << 30)
+    return whole * 3 // 4 if whole > SMALLEST_ROWS and rows <= whole * 3 // 4 else whole
+
+
+@dataclasses.dataclass(frozen=True)
+class BatchSettings:
+    """How clips become batches.
+
+    Attributes:
+        rows: rows of the grid in one batch: the clips of a bucket, times its rows, are about so many.
+        seed: of order, text dropout and prompts.
+        text_dropout: probability that a clip's script is hidden, which is what guidance sets itself off from.
+        prompt_probability: that the beginning of a clip, 10 to 50 % of it, is given as a voice prompt and not learnt.
+        multiple: clips in a batch are a multiple of this, the number of devices.
+    """
+
+    rows: int = 8192
+    seed: int = 0
+    text_dropout: float = 0.15
+    prompt_probability: float = 0.0
+    multiple: int = 1
+
+
+class _Batches:
+    """Batch i of an endless run over a dataset; a random-access source for grain."""
+
+    def __init__(self, dataset: Dataset, settings: BatchSettings):
+        self.dataset, self.settings = dataset, settings
+        self.buckets: dict[int, list[int]] = {}
+        for number, item in enumerate(dataset.items):
+            self.buckets.setdefault(rows_bucket(dataset.rows(item)), []).append(number)
+        self.sizes = {
+            rows: max(settings.rows // rows // settings.multiple, 1) * settings.multiple for rows in self.buckets
+        }
+        self.per_epoch = sum(-(-len(items) // self.sizes[rows]) for rows, items in self.buckets.items())
+        self.plan = functools.lru_cache(maxsize=2)(self._plan)
+
+    def _plan(self, epoch: int) -> list[tuple[int, list[int]]]:
+        rng = np.random.default_rng([self.settings.seed, epoch])
+        plan = []
+        for rows in sorted(self.buckets):
+            items, size = rng.permutation(self.buckets[rows]), self.sizes[rows]
+            count = -(-len(items) // size)
+            items = np.resize(items, count * size)  # the last batch is filled up from the beginning
+            plan += [(rows, items[i * size : (i + 1) * size].tolist()) for i in range(count)]
+        return [plan[i] for i in rng.permutation(len(plan))]
+
+    def __call__(self, index: int) -> dict[str, np.ndarray]:
+        rows, numbers = self.plan(index // self.per_epoch)[index % self.per_epoch]
+        rng = np.random.default_rng([self.settings.seed, 1, index])
+        hidden = rng.random(len(numbers)) < self.settings.text_dropout
+        prompted = rng.random(len(numbers)) < self.settings.prompt_probability
+        parts = rng.uniform(0.1, 0.5, len(numbers))
+        items = [self.dataset.items[number] for number in numbers]
+        prompts = [
+            item.prompt or int(part * item.frames * chosen)
+            for item, part, chosen in zip(items, parts, prompted, strict=True)
+        ]
+        batch = make_batch(self.dataset, items, rows=rows, prompts=prompts)
+        return batch | {"text": np.where(hidden[:, None], 0, batch["text"])}
+
+
+def make_batch(
+    dataset: Dataset, items: Sequence[Item], *, rows: int | None = None, prompts: Sequence[int] | None = None
+) -> dict[str, np.ndarray]:
+    """Lays clips out for the loss.
+
+    Args:
+        dataset: that holds them.
+        items: B clips.
+        rows: T, to which they are padded; by default what the longest needs.
+        prompts: frames of each that are given; by default the items' own.
+
+    Returns:
+        text: int32 [B, S], padded with 0.
+        text_mask: bool [B, S].
+        grid: int32 [B, T + 1, C]: BOS, the delayed codes, EOS behind each channel's last, then PAD.
+        learnt: bool [B, T, C], the slots of rows 1 .. T that count: codes behind the prompt, and EOS.
+        byte: int32 [B, T], the byte that is heard in the frame that row t predicts; -1 where that is not known.
+    """
+    config = dataset.config
+    rows = rows or max(dataset.rows(item) for item in items)
+    prompts = [item.prompt for item in items] if prompts is None else prompts
+    texts = [encode_text(item.text, max_length=config.encoder.max_length) for item in items]
+    size = bucket(max(map(len, texts)), 128, config.encoder.max_length)
+    text = np.zeros((len(items), size), np.int32)
+    grid = np.full((len(items), rows + 1, config.decoder.num_channels), config.pad_token_id, np.int32)
+    learnt = np.zeros((len(items), rows, config.decoder.num_channels), bool)
+    byte = np.full((len(items), rows), -1, np.int32)
+    delays = np.asarray(config.delay_pattern)
+    for i, (item, prompt) in enumerate(zip(items, prompts, strict=True)):
+        text[i, : len(texts[i])] = texts[i]
+        codes = dataset.codes[item.first : item.first + item.frames]
+        whole = apply_delay(
+            np.concatenate([codes, np.full_like(codes[:1], config.eos_token_id)]),
+            rows=item.frames + 2 + config.max_delay,
+            delay_pattern=config.delay_pattern,
+            bos_token_id=config.bos_token_id,
+        )
+        whole = np.where(whole < 0, config.pad_token_id, whole)[: rows + 1]
+        grid[i, : len(whole)] = whole
+        frame = np.arange(rows)[:, None] - delays  # of the slot in row 1 + t
+        learnt[i] = (frame >= prompt) & (frame <= item.frames)
+        if item.starts is not None:
+            heard = np.searchsorted(item.starts, np.arange(item.frames), side="right") - 1
+            byte[i, : item.frames] = np.maximum(heard, 0)
+    return {"text": text, "text_mask": text != 0, "grid": grid, "learnt": learnt, "byte": byte}
+
+
+def batches(dataset: Dataset, settings: BatchSettings, *, start: int = 0) -> Iterator[dict[str, np.ndarray]]:
+    """Endless batches, made ahead in threads, this process's share of each.
+
+    Args:
+        start: the index of the first one; batch i is the same whenever it is asked for.
+
+    Yields:
+        what `make_batch` returns, with scripts hidden and prompts given at random.
+    """
+    source = _Batches(dataset, settings)
+    processes, process = jax.process_count(), jax.process_index()
+
+    def share(index: int) -> dict[str, np.ndarray]:
+        batch = source(start + index)
+        each = len(batch["text"]) // processes
+        return {name: array[process * each : (process + 1) * each] for name, array in batch.items()}
+
+    stream = grain.MapDataset.range(1 << 40).map(share)
+    return iter(stream.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=8)))

@@ -1,0 +1,520 @@
+"""The training run: a step on a mesh of devices, and a folder in which it can be gone on with.
+
+A run's folder holds `settings.json`, `checkpoints/` (Orbax, written beside the training and renamed when whole),
+`metrics.jsonl`, `loss.png`, `samples/` and at the end `model/` or `adapter/`. What a step does follows from the settings
+and its number, so a run that was killed goes on from its last checkpoint as if nothing had been.
+
+Knows the loss and the batches; knows no audio but the samples that it asks class `Dia` for.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import json
+import os
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from orbax.checkpoint import v1 as ocp
+from tqdm import tqdm
+
+from dia_jax.checkpoint import DTYPES, Checkpoint, load_params, open_checkpoint, save_params
+from dia_jax.config import DiaConfig, DiaError
+from dia_jax.model import DiaModel
+from dia_jax.pipeline import Codec, Dia
+from dia_jax.small import random_params
+from dia_jax.training.data import BatchSettings, Dataset, batches
+from dia_jax.training.lora import add_lora, save_adapter
+from dia_jax.training.loss import LossSettings, loss
+
+
+class TrainingError(DiaError):
+    """A run that cannot begin or go on; the message says why."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainSettings:
+    """A run. Changing any of these but `steps` and the intervals makes another run of it.
+
+    Attributes:
+        steps: updates of the weights, in all.
+        learning_rate: the highest, reached after `warmup_steps`; from there a cosine leads to a tenth of it.
+        warmup_steps: updates.
+        weight_decay: of kernels and embeddings (AdamW).
+        clip_norm: gradients whose norm over all weights is larger are scaled down to it.
+        accumulate: batches whose gradients are averaged into one update.
+        dtype: of the computation; the weights that are trained and the optimizer's state are float32.
+        lora_rank: trains adapters of this rank in place of the weights; 0 trains all weights.
+        lora_alpha: gain of an adapter, times its rank.
+        ema_decay: keep a running average of the weights, which is what is saved as the model; 0 for none.
+        fsdp: devices over which the weights and the optimizer's state are spread; the others share the batch.
+        alignment_steps: updates over which the alignment loss fades away.
+        seed: of initial weights and of batches.
+        batch: see `data.BatchSettings`.
+        loss: see `loss.LossSettings`.
+        log_every, save_every, sample_every: intervals, in updates; 0 for no samples.
+        keep: checkpoints that are kept.
+    """
+
+    steps: int = 10_000
+    learning_rate: float = 1e-4
+    warmup_steps: int = 500
+    weight_decay: float = 0.01
+    clip_norm: float = 1.0
+    accumulate: int = 1
+    dtype: str = "bfloat16"
+    lora_rank: int = 0
+    lora_alpha: float = 16.0
+    ema_decay: float = 0.0
+    fsdp: int = 1
+    alignment_steps: int = 0
+    seed: int = 0
+    batch: BatchSettings = dataclasses.field(default_factory=BatchSettings)
+    loss: LossSettings = dataclasses.field(default_factory=LossSettings)
+    log_every: int = 20
+    save_every: int = 500
+    sample_every: int = 0
+    keep: int = 2
+
+    def __post_init__(self):
+        for name in ("steps", "accumulate", "fsdp", "log_every", "save_every", "keep"):
+            if getattr(self, name) < 1:
+                raise TrainingError(f"{name} is {getattr(self, name)}; it must be at least 1.")
+        for name in ("warmup_steps", "lora_rank", "alignment_steps", "sample_every", "learning_rate", "weight_decay"):
+            if getattr(self, name) < 0:
+                raise TrainingError(f"{name} is {getattr(self, name)}; it must not be negative.")
+        if not 0 <= self.ema_decay < 1:
+            raise TrainingError(f"ema_decay is {self.ema_decay}; it must lie in 0 .. 1.")
+        if self.dtype not in DTYPES:
+            raise TrainingError(f"dtype is {self.dtype!r}; it must be one of {', '.join(DTYPES)}.")
+
+
+FREE = ("steps", "log_every", "save_every", "sample_every", "keep")
+"""Settings that may change when a run is gone on with. (The learning rate's cosine ends at the new number of steps.)"""
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+    """What a step changes.
+
+    Attributes:
+        step: int32, updates made.
+        trained: float32 weights, or adapters.
+        optimizer: optax's state.
+        average: running average of `trained`; empty without one.
+    """
+
+    step: jax.Array
+    trained: Any
+    optimizer: Any
+    average: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """What a run is made of but its numbers.
+
+    Attributes:
+        graphdef: of the model in the compute dtype, with adapters if there are any.
+        dtypes: of the trained weights in the computation.
+        frozen: weights that are not trained; an empty state without adapters.
+        transform: optax's.
+        settings: of the run.
+    """
+
+    graphdef: nnx.GraphDef
+    dtypes: Any
+    transform: optax.GradientTransformation
+    settings: TrainSettings
+
+    def model(self, trained: Any, frozen: Any) -> DiaModel:
+        """The module in the compute dtype."""
+        cast = jax.tree.map(lambda value, dtype: value.astype(dtype), trained, self.dtypes)
+        return nnx.merge(self.graphdef, cast, frozen)
+
+    def gradients(self, trained: Any, frozen: Any, batch: Any, step: jax.Array) -> tuple[Any, dict[str, Any]]:
+        """Of the loss, by the trained weights; and the loss's parts."""
+        fades = max(self.settings.alignment_steps, 1)
+        left = jnp.maximum(1 - step / fades, 0.0)
+
+        def of(trained: Any) -> tuple[jax.Array, dict[str, Any]]:
+            return loss(self.model(trained, frozen), batch, self.settings.loss, left)
+
+        (value, parts), gradients = jax.value_and_grad(of, has_aux=True)(trained)
+        return gradients, parts | {"loss": value}
+
+    def step(self, state: TrainState, frozen: Any, accumulated: list[Any]) -> tuple[TrainState, dict[str, jax.Array]]:
+        """One update from the batches in `accumulated`, and what to note of it."""
+        results = [self.gradients(state.trained, frozen, batch, state.step) for batch in accumulated]
+        gradients, parts = jax.tree.map(lambda *each: sum(each) / len(each), *results)
+        updates, optimizer = self.transform.update(gradients, state.optimizer, state.trained)
+        trained = optax.apply_updates(state.trained, updates)
+        average = state.average
+        if self.settings.ema_decay:
+            # Early on the average would be of the random beginning: it runs over what there has been so far.
+            decay = jnp.minimum(self.settings.ema_decay, (state.step + 1) / (state.step + 10))
+            average = jax.tree.map(lambda old, new: old * decay + new * (1 - decay), average, trained)
+        noted = parts | {"gradient_norm": optax.global_norm(gradients)}
+        return TrainState(state.step + 1, trained, optimizer, average), noted
+
+
+def schedule(settings: TrainSettings) -> optax.Schedule:
+    """Linear to the highest learning rate, then a cosine to a tenth of it."""
+    high = settings.learning_rate
+    warm = min(settings.warmup_steps, settings.steps - 1)
+    return optax.warmup_cosine_decay_schedule(0.0 if warm else high, high, warm, settings.steps, high / 10)
+
+
+def make_program(config: DiaConfig, settings: TrainSettings) -> tuple[Program, Any, Any]:
+    """The program of a run, and the trained and frozen weights as shapes and dtypes."""
+
+    def make() -> DiaModel:
+        model = DiaModel(config, dtype=DTYPES[settings.dtype], rngs=nnx.Rngs(0))
+        if settings.lora_rank:
+            add_lora(model, rank=settings.lora_rank, alpha=settings.lora_alpha, rngs=nnx.Rngs(0))
+        return model
+
+    wanted = nnx.LoRAParam if settings.lora_rank else nnx.Param
+    graphdef, trained, frozen = nnx.split(nnx.eval_shape(make), wanted, ...)
+    dtypes = jax.tree.map(lambda value: value.dtype, trained)
+    trained = jax.tree.map(lambda value: jax.ShapeDtypeStruct(value.shape, jnp.float32), trained)
+    transform = optax.chain(
+        optax.clip_by_global_norm(settings.clip_norm),
+        optax.adamw(
+            schedule(settings),
+            b2=0.95,
+            weight_decay=settings.weight_decay,
+            mask=lambda weights: jax.tree.map(lambda value: value.ndim > 1, weights),
+        ),
+    )
+    return Program(graphdef, dtypes, transform, settings), trained, frozen
+
+
+# --- Devices ---------------------------------------------------------------------------------------------------------
+
+
+def make_mesh(fsdp: int, devices: list[Any] | None = None) -> Mesh:
+    """All devices as (data, fsdp).
+
+    Raises:
+        TrainingError: their number is no multiple of fsdp.
+    """
+    devices = devices or jax.devices()
+    if len(devices) % fsdp:
+        raise TrainingError(f"fsdp is {fsdp}, but there are {len(devices)} devices; it must divide them.")
+    grid = np.asarray(devices).reshape(-1, fsdp)
+    return Mesh(grid, ("data", "fsdp"), axis_types=(AxisType.Auto, AxisType.Auto))
+
+
+def shardings(mesh: Mesh, tree: Any) -> Any:
+    """Each array spread along its longest axis that the fsdp devices divide; what has none is everywhere."""
+
+    def of(value: Any) -> NamedSharding:
+        fsdp = mesh.shape["fsdp"]
+        axes = [axis for axis, size in enumerate(value.shape) if size % fsdp == 0 and size >= fsdp]
+        if fsdp == 1 or not axes:
+            return NamedSharding(mesh, PartitionSpec())
+        longest = max(axes, key=lambda axis: value.shape[axis])
+        return NamedSharding(mesh, PartitionSpec(*(["fsdp" if i == longest else None for i in range(value.ndim)])))
+
+    return jax.tree.map(of, tree)
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Clips over all devices."""
+    return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+
+
+def compile_step(program: Program, mesh: Mesh, state: Any, frozen: Any) -> Any:
+    """`program.step` for this mesh: (state, frozen, batches) -> (state, noted). The state that goes in is donated."""
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    return jax.jit(
+        program.step,
+        in_shardings=(shardings(mesh, state), shardings(mesh, frozen), batch_sharding(mesh)),
+        out_shardings=(shardings(mesh, state), everywhere),
+        donate_argnums=0,
+    )
+
+
+def initial_state(program: Program, trained: Any, mesh: Mesh) -> TrainState:
+    """Step 0 from weights; every array is a new one, where it belongs."""
+
+    def make(trained: Any) -> TrainState:
+        average = jax.tree.map(jnp.copy, trained) if program.settings.ema_decay else {}
+        return TrainState(jnp.int32(0), jax.tree.map(jnp.copy, trained), program.transform.init(trained), average)
+
+    abstract = jax.eval_shape(make, trained)
+    return jax.jit(make, out_shardings=shardings(mesh, abstract))(trained)
+
+
+# --- The run ---------------------------------------------------------------------------------------------------------
+
+
+def train(
+    run: str | os.PathLike,
+    data: str | os.PathLike,
+    settings: TrainSettings,
+    *,
+    base: str | os.PathLike | DiaConfig,
+    codec: Codec | None = None,
+    validation: str | os.PathLike | None = None,
+    sample_texts: tuple[str, ...] = (),
+    progress: bool = False,
+) -> Path:
+    """Trains, from the beginning or from where the run's folder stands.
+
+    Args:
+        run: its folder.
+        data: prepared, see `data.prepare`.
+        settings: of the run.
+        base: the checkpoint to begin with; or the config of a model to be trained from random weights.
+        codec: to hear `sample_texts`, every `settings.sample_every` updates.
+        validation: prepared data whose loss is noted at every checkpoint.
+        sample_texts: scripts.
+        progress: show a progress bar.
+
+    Returns:
+        the folder of what was trained: `run/model`, or `run/adapter` with LoRA.
+
+    Raises:
+        TrainingError: the folder holds a run of other settings, or the loss is no number any more.
+        DataError, CheckpointError, ConfigError: see there.
+    """
+    folder = Path(run).absolute()
+    checkpoint = None if isinstance(base, DiaConfig) else open_checkpoint(base)
+    config: Any = base if checkpoint is None else checkpoint.config
+    if not isinstance(config, DiaConfig):
+        raise TrainingError(f"{base} holds a DAC codec, not Dia.")
+    mesh = make_mesh(settings.fsdp)
+    settings = dataclasses.replace(
+        settings, batch=dataclasses.replace(settings.batch, seed=settings.seed, multiple=mesh.size)
+    )
+    dataset = Dataset(data, config)
+    held_out = None if validation is None else Dataset(validation, config)
+    _check_settings(folder, settings, config)
+    program, trained, frozen = make_program(config, settings)
+
+    manager = ocp.training.Checkpointer(
+        folder / "checkpoints",
+        save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
+        preservation_policy=ocp.training.preservation_policies.LatestN(settings.keep),
+        cleanup_tmp_directories=True,
+    )
+    with contextlib.closing(manager):
+        weights = _initial_weights(checkpoint, config, settings)
+        if settings.lora_rank:
+            frozen = _below_adapters(weights, frozen)
+            frozen = jax.device_put(frozen, shardings(mesh, frozen))
+            weights = _initial_adapters(trained, settings.seed)
+        state = initial_state(program, weights, mesh)
+        del weights
+        if manager.latest is not None:
+            like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
+            del state
+            state = manager.load(manager.latest, like)
+        _Run(folder, program, mesh, config, manager, dataset, held_out, codec, sample_texts).go(state, frozen, progress)
+    return folder / ("adapter" if settings.lora_rank else "model")
+
+
+def _check_settings(folder: Path, settings: TrainSettings, config: DiaConfig) -> None:
+    """Writes down what the run is, or compares with what it was."""
+    now = json.loads(json.dumps({"settings": dataclasses.asdict(settings), "model": config.to_json()}))
+    path = folder / "settings.json"
+    if path.exists():
+        before = json.loads(path.read_text())
+        different = [
+            f"{name} was {before['settings'].get(name)} and is {value}"
+            for name, value in now["settings"].items()
+            if name not in FREE and before["settings"].get(name) != value
+        ]
+        if before["model"] != now["model"]:
+            different.append("the model has another config")
+        if different:
+            raise TrainingError(f"{folder} is a run of other settings: {'; '.join(different)}. Name a new folder.")
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".part")
+    temporary.write_text(json.dumps(now, indent=2) + "\n")
+    os.replace(temporary, path)
+
+
+def _initial_weights(checkpoint: Checkpoint | None, config: DiaConfig, settings: TrainSettings) -> nnx.State:
+    """The model's weights: float32 to be trained, in the compute dtype to stand below adapters."""
+    dtype = settings.dtype if settings.lora_rank else "float32"
+    if checkpoint is None:
+        return random_params(config, seed=settings.seed, dtype=dtype)[1]
+    if checkpoint.quantize:
+        raise TrainingError(f"{checkpoint.path} is stored in {checkpoint.quantize}; train from one that is not.")
+    return load_params(checkpoint, dtype=dtype)[1]
+
+
+def _below_adapters(weights: nnx.State, frozen: nnx.State) -> nnx.State:
+    """The weights under the paths that they have in a model with adapters."""
+    values = {path: value for path, value in nnx.to_flat_state(weights)}
+    flat = [
+        (path, value.replace(values[tuple(part for part in path if part != "base")][...]))
+        for path, value in nnx.to_flat_state(frozen)
+    ]
+    return nnx.from_flat_state(flat)
+
+
+def _initial_adapters(abstract: nnx.State, seed: int) -> nnx.State:
+    """a normal with deviation 1 / sqrt(inputs), b zero."""
+    rng = np.random.default_rng(seed)
+
+    def draw(path: tuple, value: Any) -> jax.Array:
+        shape = value.shape
+        noise = rng.standard_normal(shape, np.float32) * shape[1] ** -0.5 if path[-1] == "a" else np.zeros(shape)
+        return jnp.asarray(noise, jnp.float32)
+
+    return nnx.from_flat_state([(path, value.replace(draw(path, value))) for path, value in nnx.to_flat_state(abstract)])
+
+
+@dataclasses.dataclass
+class _Run:
+    """The loop over the updates, and what it writes into the folder."""
+
+    folder: Path
+    program: Program
+    mesh: Mesh
+    config: DiaConfig
+    manager: ocp.training.Checkpointer
+    dataset: Dataset
+    held_out: Dataset | None
+    codec: Codec | None
+    sample_texts: tuple[str, ...]
+
+    def go(self, state: TrainState, frozen: Any, progress: bool) -> None:
+        settings = self.program.settings
+        step = compile_step(self.program, self.mesh, state, frozen)
+        first = int(state.step)
+        self._forget_after(first)
+        stream = batches(self.dataset, settings.batch, start=first * settings.accumulate)
+        bar = tqdm(total=settings.steps, initial=first, desc="training", disable=not progress)
+        noted: list[tuple[int, dict[str, jax.Array]]] = []
+        frames, began = 0, time.monotonic()
+        for number in range(first + 1, settings.steps + 1):
+            accumulated = [next(stream) for _ in range(settings.accumulate)]
+            frames += sum(int(batch["learnt"][..., 0].sum()) for batch in accumulated)
+            state, values = step(state, frozen, [self._put(batch) for batch in accumulated])
+            noted.append((number, values))
+            bar.update()
+            last = number == settings.steps
+            if last or number % settings.log_every == 0:
+                line = self._note(noted, frames, time.monotonic() - began)
+                bar.set_postfix(loss=f"{line['loss']:.3f}", frames_per_second=f"{line['frames_per_second']:.0f}")
+                noted, frames, began = [], 0, time.monotonic()
+            if last or number % settings.save_every == 0:
+                self.manager.save_async(number, state)
+                self._validate(number, state, frozen)
+                self.picture()
+            if settings.sample_every and (last or number % settings.sample_every == 0):
+                self._speak(number, state, frozen)
+        bar.close()
+        self.manager.wait()
+        self._export(state)
+
+    def _put(self, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
+        sharding = batch_sharding(self.mesh)
+        return {name: jax.make_array_from_process_local_data(sharding, array) for name, array in batch.items()}
+
+    def _best(self, state: TrainState) -> Any:
+        return state.average if self.program.settings.ema_decay else state.trained
+
+    # --- What is written -------------------------------------------------------------------------------------------
+
+    def _forget_after(self, step: int) -> None:
+        """Takes out of the metrics what was noted after the checkpoint that a run goes on from."""
+        path = self.folder / "metrics.jsonl"
+        if path.exists():
+            whole = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+            path.write_text("".join(line for line in whole if json.loads(line)["step"] <= step))
+
+    def _write(self, line: dict[str, Any]) -> None:
+        with open(self.folder / "metrics.jsonl", "a") as file:
+            file.write(json.dumps(line) + "\n")
+
+    def _note(self, noted: list[tuple[int, dict[str, jax.Array]]], frames: int, seconds: float) -> dict[str, Any]:
+        means = {name: np.mean([np.asarray(v[name]) for _, v in noted], axis=0) for name in noted[0][1]}
+        line = {"step": noted[-1][0]} | {name: np.round(value, 5).tolist() for name, value in means.items()}
+        line["learning_rate"] = float(schedule(self.program.settings)(noted[-1][0]))
+        line["frames_per_second"] = round(frames / seconds, 1)
+        self._write(line)
+        if not np.isfinite(line["loss"]):
+            raise TrainingError(
+                f"The loss is {line['loss']} at step {line['step']}; go on from the last checkpoint with a lower "
+                "learning rate, in a new folder."
+            )
+        return line
+
+    def _validate(self, step: int, state: TrainState, frozen: Any) -> None:
+        if self.held_out is None:
+            return
+        settings = dataclasses.replace(self.program.settings.batch, text_dropout=0.0, prompt_probability=0.0)
+        stream = batches(self.held_out, settings)
+        values = []
+        for _ in range(8):
+            parts = self._evaluate(self._best(state), frozen, self._put(next(stream)))
+            values.append(jax.device_get(parts))
+        mean = jax.tree.map(lambda *each: np.mean(each, axis=0).round(5).tolist(), *values)
+        self._write({"step": step} | {f"validation_{name}": value for name, value in mean.items()})
+
+    @functools.cached_property
+    def _evaluate(self) -> Any:
+        def evaluate(trained: Any, frozen: Any, batch: Any) -> dict[str, Any]:
+            """The loss with the right scripts; with each clip reading its neighbour's, on channel 0, too."""
+            model, settings = self.program.model(trained, frozen), self.program.settings.loss
+            value, parts = loss(model, batch, dataclasses.replace(settings, alignment_weight=0.0))
+            other = batch | {name: jnp.roll(batch[name], 1, axis=0) for name in ("text", "text_mask")}
+            wrong = loss(model, other, settings)[1]["channels"][0]
+            return parts | {"loss": value, "channel_0_with_another_text": wrong}
+
+        return jax.jit(evaluate)
+
+    def _speak(self, step: int, state: TrainState, frozen: Any) -> None:
+        if self.codec is None or not self.sample_texts:
+            return
+        model = self.program.model(self._best(state), frozen)
+        dia = Dia(self.config, *nnx.split(model), codec=self.codec)
+        budget = min(512, self.config.frame_budget)
+        (self.folder / "samples").mkdir(exist_ok=True)
+        clips = dia.generate(list(self.sample_texts), seed=list(range(len(self.sample_texts))), max_tokens=budget)
+        for number, samples in enumerate(clips):
+            dia.save_audio(self.folder / "samples" / f"{step:07}-{number}.wav", samples)
+
+    def picture(self) -> None:
+        """Draws `loss.png` from the metrics."""
+        from matplotlib.figure import Figure
+
+        lines = [json.loads(line) for line in (self.folder / "metrics.jsonl").read_text().splitlines()]
+        figure = Figure(figsize=(8, 4.5), layout="constrained")
+        axes = figure.subplots()
+        axes.set(xlabel="update", ylabel="nats", yscale="log", title=self.folder.name)
+        for name in ("loss", "validation_loss", "validation_channel_0_with_another_text"):
+            points = [(line["step"], line[name]) for line in lines if name in line]
+            if points:
+                axes.plot(*zip(*points, strict=True), label=name.replace("_", " "))
+        points = [(line["step"], line["channels"][0]) for line in lines if "channels" in line]
+        if points:
+            axes.plot(*zip(*points, strict=True), label="channel 0")
+        axes.grid(alpha=0.3)
+        axes.legend()
+        figure.savefig(self.folder / "loss.part.png")
+        os.replace(self.folder / "loss.part.png", self.folder / "loss.png")
+
+    def _export(self, state: TrainState) -> None:
+        settings, best = self.program.settings, self._best(state)
+        target = self.folder / ("adapter" if settings.lora_rank else "model")
+        shutil.rmtree(target, ignore_errors=True)  # of an earlier end of the same run
+        if settings.lora_rank:
+            save_adapter(target, best, rank=settings.lora_rank, alpha=settings.lora_alpha)
+        else:
+            save_params(target, self.config, best)

@@ -1,0 +1,65 @@
+"""Low-rank adapters (Hu et al., 2021): small matrices beside the kernels of a model that stays as it is.
+
+Knows the model's `Linear`, which it stands in for while training; merging a saved adapter into a checkpoint is the
+business of `checkpoint.load_params`.
+"""
+
+import json
+import os
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from safetensors.numpy import save_file
+
+from dia_jax.checkpoint import new_directory
+from dia_jax.model import DiaModel, Linear
+
+
+class LoraLinear(nnx.Module):
+    """base(x) + alpha / rank * b a x, with a [rank, in] and b [out, rank] in float32; b begins at 0, so nothing changes."""
+
+    def __init__(self, base: Linear, rank: int, alpha: float, *, rngs: nnx.Rngs):
+        outputs, inputs = base.weight.shape
+        self.base = base
+        self.gain = alpha / rank
+        self.a = nnx.LoRAParam(jax.random.normal(rngs.params(), (rank, inputs), jnp.float32) * inputs**-0.5)
+        self.b = nnx.LoRAParam(jnp.zeros((outputs, rank), jnp.float32))
+
+    @property
+    def dtype(self) -> jnp.dtype:
+        return self.base.dtype
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        low = jnp.einsum("...I,KI->...K", x.astype(self.dtype), self.a[...].astype(self.dtype))
+        added = jnp.einsum("...K,OK->...O", low, self.b[...].astype(self.dtype), preferred_element_type=jnp.float32)
+        return self.base(x) + self.gain * added
+
+
+def add_lora(model: DiaModel, *, rank: int, alpha: float, rngs: nnx.Rngs) -> None:
+    """Puts an adapter beside every kernel of the layers, in place; embeddings, norms and logits have none."""
+    for stack in (model.encoder, model.decoder):
+        for _, module in list(nnx.iter_modules(stack.layers)):
+            for name, child in list(vars(module).items()):
+                if isinstance(child, Linear):
+                    setattr(module, name, LoraLinear(child, rank, alpha, rngs=rngs))
+
+
+def save_adapter(target: str | os.PathLike, adapter: nnx.State, *, rank: int, alpha: float) -> None:
+    """Writes `adapter.safetensors` and `adapter.json` into a new directory, all or nothing.
+
+    Args:
+        target: a directory that does not exist yet, or is empty.
+        adapter: the `nnx.LoRAParam`s of a model after `add_lora`.
+
+    Raises:
+        CheckpointError: the directory cannot be written.
+    """
+    arrays = {
+        ".".join(map(str, path)): np.asarray(value[...], np.float32) for path, value in nnx.to_flat_state(adapter)
+    }
+    with new_directory(target) as folder:
+        save_file(arrays, Path(folder) / "adapter.safetensors")
+        (Path(folder) / "adapter.json").write_text(json.dumps({"rank": rank, "alpha": alpha}) + "\n")
