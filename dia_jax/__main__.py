@@ -1,4 +1,4 @@
-"""The command line, `dia-jax`: generate, convert, info, make-small.
+"""The command line, `dia-jax`: generate, convert, prepare, train, train-codec, info, make-small.
 
 Turns arguments into calls of the library, and its errors into one sentence and an exit code: 0 done, 1 failed,
 2 something handed in cannot be used, 130 interrupted. The only place that touches jax's configuration (the cache of
@@ -83,6 +83,8 @@ class Generate:
     """Of the weights; by default bfloat16 on an accelerator and float32 on a CPU."""
     quantize: Literal["int8"] | None = None
     """Keep the kernels in int8: on a CPU twice as fast for one clip, elsewhere half the memory of bfloat16."""
+    adapter: Path | None = None
+    """A directory that dia-jax train --lora-rank made, to be merged into the model."""
     variant: Variant | None = None
     """The model's behaviour, where its config does not tell it rightly."""
     batch_size: int = 8
@@ -129,6 +131,7 @@ class Generate:
             codec=self.codec,
             dtype=self.dtype,
             quantize=self.quantize,
+            adapter=self.adapter,
             variant=self.variant,
             revision=self.revision,
             local_files_only=self.local_files_only,
@@ -353,7 +356,247 @@ class MakeSmall:
         print(f"{self.target}: a small Dia and DAC with random weights; they make noise, not speech.")
 
 
-COMMANDS: dict[str, Any] = {"generate": Generate, "convert": Convert, "info": Info, "make-small": MakeSmall}
+@dataclasses.dataclass(frozen=True)
+class Prepare:
+    """Turn recordings and transcripts into codes to train on.
+
+    The source is a folder of audio files, each with its transcript beside it (clip.wav, clip.txt), or a JSONL file whose
+    lines have "path", "text" and perhaps "voice". Transcripts are scripts: they begin with [S1] or [S2]. A run that is
+    broken off goes on where it was; clips that cannot be used are listed with the reason in refused.jsonl.
+
+    Try:
+
+    dia-jax prepare recordings/ data/
+
+    dia-jax prepare manifest.jsonl data/ --codec my-codec/
+    """
+
+    source: Positional[Path]
+    """Folder or JSONL file."""
+    target: Positional[Path]
+    """Folder for the codes; a new one, or one that was begun."""
+    codec: str = "descript/dac_44khz"
+    """That of the model to be trained: a hub repo, or a local directory or file."""
+    workers: int = 4
+    """Threads that read and resample ahead of the codec."""
+    quiet: bool = False
+    """No progress bar."""
+
+    def run(self) -> None:
+        _needs_train_extra()
+        from dia_jax.hub import resolve
+        from dia_jax.pipeline import load_codec_from
+        from dia_jax.training.data import prepare
+
+        codec = load_codec_from(resolve(self.codec), progress=not self.quiet)
+        try:
+            summary = prepare(self.source, self.target, codec, workers=self.workers, progress=not self.quiet)
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(f"{self.target} can be gone on with by the same command") from None
+        for source, reason in summary.refused[:10]:
+            print(f"refused: {source}: {reason}")
+        if len(summary.refused) > 10:
+            print(f"... and {len(summary.refused) - 10} more, see {self.target / 'refused.jsonl'}")
+        print(
+            f"{self.target}: {summary.kept} clips, {summary.seconds / 3600:.2f} h of audio; "
+            f"{len(summary.refused)} refused"
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Train:
+    """Train Dia, or an adapter for it, on prepared data.
+
+    Killed at any moment, the same command goes on from the last checkpoint as if nothing had been. The run's folder
+    shows metrics.jsonl, loss.png and samples/; at the end model/ or adapter/ is what --model or --adapter of generate
+    takes.
+
+    Try:
+
+    dia-jax train run/ data/ --lora-rank 16 --learning-rate 2e-4 --steps 2000
+
+    dia-jax train run/ data/ --base Dia-1.6B-0626/ --fsdp 4 --steps 20000 --validation held-out/
+
+    dia-jax train run/ data/ --config small.json --dtype float32 --learning-rate 1e-3
+    """
+
+    folder: Positional[Path]
+    """Of the run: a new one, or one that was begun."""
+    data: Positional[Path]
+    """What dia-jax prepare made."""
+    base: str | None = None
+    """The checkpoint to begin with; the hub's Dia-1.6B by default."""
+    config: Path | None = None
+    """The config.json of a model to be trained from random weights, in place of --base."""
+    steps: int = 10_000
+    """Updates of the weights, in all."""
+    learning_rate: float = 1e-4
+    """The highest; a cosine leads from there to a tenth of it."""
+    warmup_steps: int = 500
+    """Updates until the highest learning rate."""
+    lora_rank: int = 0
+    """Train adapters of this rank, a few megabytes, and leave the weights as they are; 0 trains all weights."""
+    rows: int = 8192
+    """Rows of the grid in a batch (86 a second of audio): what memory allows."""
+    accumulate: int = 1
+    """Batches whose gradients are averaged into one update."""
+    dtype: Dtype = "bfloat16"
+    """Of the computation; the weights that are trained are float32."""
+    fsdp: int = 1
+    """Devices over which the weights are spread; the others share the batch."""
+    ema_decay: float = 0.0
+    """Save a running average of the weights as the model, 0.999 for instance; 0 for none."""
+    text_dropout: float = 0.15
+    """Probability that a script is hidden, which is what guidance sets itself off from."""
+    prompt_probability: float = 0.0
+    """That the beginning of a clip is given as a voice prompt and not learnt."""
+    first_channel_weight: float = 4.0
+    """Of channel 0 in the loss, against 1 for the others, which follow it."""
+    validation: Path | None = None
+    """Prepared data whose loss is noted at every checkpoint."""
+    sample: tuple[str, ...] = ()
+    """Scripts to be spoken at every checkpoint, into samples/."""
+    codec: str = "descript/dac_44khz"
+    """For --sample."""
+    save_every: int = 500
+    """Updates between checkpoints."""
+    seed: int = 0
+    """Of the order of the clips, and of random weights."""
+    quiet: bool = False
+    """No progress bar."""
+
+    def run(self) -> None:
+        _needs_train_extra()
+        from dia_jax.config import DiaConfig, read_json
+        from dia_jax.hub import resolve
+        from dia_jax.pipeline import DEFAULT_REPO, load_codec_from
+        from dia_jax.training.data import BatchSettings
+        from dia_jax.training.loop import TrainSettings, train
+        from dia_jax.training.loss import LossSettings
+
+        if self.base is not None and self.config is not None:
+            raise DiaError("--base and --config are two ways to begin; give one.")
+        settings = TrainSettings(
+            steps=self.steps,
+            learning_rate=self.learning_rate,
+            warmup_steps=self.warmup_steps,
+            lora_rank=self.lora_rank,
+            accumulate=self.accumulate,
+            dtype=self.dtype,
+            fsdp=self.fsdp,
+            ema_decay=self.ema_decay,
+            seed=self.seed,
+            batch=BatchSettings(self.rows, text_dropout=self.text_dropout, prompt_probability=self.prompt_probability),
+            loss=LossSettings(first_channel_weight=self.first_channel_weight),
+            save_every=self.save_every,
+            sample_every=self.save_every if self.sample else 0,
+        )
+        for text in self.sample:
+            encode_text(text, max_length=sys.maxsize)
+        base: Any = resolve(self.base or DEFAULT_REPO) if self.config is None else None
+        if self.config is not None:
+            base = DiaConfig.from_json(read_json(self.config))
+        codec = load_codec_from(resolve(self.codec), progress=not self.quiet) if self.sample else None
+        try:
+            made = train(
+                self.folder,
+                self.data,
+                settings,
+                base=base,
+                codec=codec,
+                validation=self.validation,
+                sample_texts=self.sample,
+                progress=not self.quiet,
+            )
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(f"{self.folder} goes on from its last checkpoint by the same command") from None
+        print(f"{made}: trained in {self.steps} steps")
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainCodec:
+    """Train a DAC codec on recordings.
+
+    Killed at any moment, the same command goes on from the last checkpoint. The run's folder shows metrics.jsonl,
+    loss.png and samples/, each a stretch of speech and behind it what the codec makes of it; codec/ is the result.
+
+    Try:
+
+    dia-jax train-codec run/ recordings/ --base dac_44khz/ --steps 10000
+
+    dia-jax train-codec run/ recordings/ --base dac_44khz/ --decoder-only    # the codes stay as they are
+    """
+
+    folder: Positional[Path]
+    """Of the run: a new one, or one that was begun."""
+    source: Positional[Path]
+    """A folder of recordings, or a JSONL file whose lines have "path"."""
+    base: str | None = None
+    """The codec to begin with; the hub's dac_44khz by default."""
+    config: Path | None = None
+    """The config.json of a codec to be trained from random weights, in place of --base."""
+    steps: int = 100_000
+    """Updates of the weights, in all."""
+    learning_rate: float = 1e-4
+    """At the beginning."""
+    clips: int = 8
+    """Stretches of recordings in a batch."""
+    frames: int = 64
+    """Of each, 86 a second."""
+    decoder_only: bool = False
+    """Leave encoder and codebooks as they are, so that what was prepared stays valid."""
+    save_every: int = 500
+    """Updates between checkpoints."""
+    seed: int = 0
+    """Of the order of the stretches, and of random weights."""
+    quiet: bool = False
+    """No progress bar."""
+
+    def run(self) -> None:
+        _needs_train_extra()
+        from dia_jax.config import DacConfig, read_json
+        from dia_jax.hub import resolve
+        from dia_jax.pipeline import DEFAULT_CODEC
+        from dia_jax.training.codec import CodecSettings, train_codec
+
+        if self.base is not None and self.config is not None:
+            raise DiaError("--base and --config are two ways to begin; give one.")
+        settings = CodecSettings(
+            steps=self.steps,
+            learning_rate=self.learning_rate,
+            clips=self.clips,
+            frames=self.frames,
+            decoder_only=self.decoder_only,
+            save_every=self.save_every,
+            seed=self.seed,
+        )
+        base: Any = resolve(self.base or DEFAULT_CODEC) if self.config is None else None
+        if self.config is not None:
+            base = DacConfig.from_json(read_json(self.config))
+        try:
+            made = train_codec(self.folder, self.source, settings, base=base, progress=not self.quiet)
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(f"{self.folder} goes on from its last checkpoint by the same command") from None
+        print(f"{made}: trained in {self.steps} steps")
+
+
+def _needs_train_extra() -> None:
+    try:
+        import grain  # noqa: F401
+        import matplotlib  # noqa: F401
+    except ImportError as error:
+        raise DiaError(f"Training needs {error.name}: pip install 'dia_jax[train]'.") from None
+
+
+COMMANDS: dict[str, Any] = {
+    "generate": Generate,
+    "convert": Convert,
+    "prepare": Prepare,
+    "train": Train,
+    "train-codec": TrainCodec,
+    "info": Info,
+    "make-small": MakeSmall,
+}
 
 
 def main() -> None:

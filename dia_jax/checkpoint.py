@@ -532,8 +532,61 @@ def _by_path(state: nnx.State) -> dict[str, Any]:
     return {".".join(map(str, path)): value for path, value in nnx.to_flat_state(state)}
 
 
+@dataclasses.dataclass(frozen=True)
+class Adapter:
+    """Low-rank changes to a model's kernels: gain * b a, with a [rank, in] and b [out, rank] (Hu et al., 2021)."""
+
+    gain: float
+    pairs: dict[str, tuple[np.ndarray, np.ndarray]]
+
+    def merge(self, path: str, kernel: np.ndarray) -> np.ndarray:
+        """The kernel at a path of ours, changed in float32; what has no pair stays as it is."""
+        if path not in self.pairs:
+            return kernel
+        a, b = self.pairs[path]
+        return kernel.astype(np.float32) + np.float32(self.gain) * (b @ a)
+
+
+def open_adapter(folder: str | os.PathLike, wanted: Mapping[str, Any]) -> Adapter:
+    """Reads an adapter's directory: `adapter.json` with its rank and alpha, `adapter.safetensors` with its matrices.
+
+    Args:
+        wanted: the model's parameters by path, whose shapes it must go with.
+
+    Raises:
+        CheckpointError: it cannot be read, or belongs to another model.
+    """
+    folder = Path(folder)
+    try:
+        settings = read_json(folder / "adapter.json")
+        gain = float(settings["alpha"]) / int(settings["rank"])
+        with safe_open(folder / "adapter.safetensors", framework="numpy") as file:
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    except (ConfigError, KeyError, TypeError, ValueError, ZeroDivisionError, OSError, SafetensorError) as error:
+        raise CheckpointError(f"{folder} is not a usable adapter ({error}).") from None
+    pairs = {}
+    for name in [n for n in arrays if n.endswith(".a")]:
+        path, a, b = name.removesuffix("a") + "weight", arrays[name], arrays.get(name.removesuffix("a") + "b")
+        fits = path in wanted and b is not None and a.ndim == b.ndim == 2 and a.shape[0] == b.shape[1]
+        if (
+            not fits
+            or wanted[path].shape != (b.shape[0], a.shape[1])
+            or not np.isfinite(a).all() & np.isfinite(b).all()
+        ):
+            raise CheckpointError(f"The adapter {folder} does not go with this model: {name} has no kernel to change.")
+        pairs[path] = (a, b)
+    if 2 * len(pairs) != len(arrays):
+        raise CheckpointError(f"The adapter {folder} holds tensors that belong to no pair.")
+    return Adapter(gain, pairs)
+
+
 def load_params(
-    checkpoint: Checkpoint, *, dtype: str | None = None, quantize: Quantize | None = None, progress: bool = False
+    checkpoint: Checkpoint,
+    *,
+    dtype: str | None = None,
+    quantize: Quantize | None = None,
+    adapter: str | os.PathLike | None = None,
+    progress: bool = False,
 ) -> tuple[nnx.GraphDef, nnx.State]:
     """Reads a checkpoint onto the default device.
 
@@ -542,6 +595,7 @@ def load_params(
         dtype: of Dia's kernels and embeddings ("float32", "bfloat16", "float16"); None keeps the stored one. Norms and
             the codec are float32 whatever it is.
         quantize: "int8" rounds Dia's kernels as they are read. A checkpoint that is stored so is loaded so.
+        adapter: the directory of an adapter that is merged into the kernels as they are read.
         progress: show a progress bar.
 
     Returns:
@@ -552,8 +606,11 @@ def load_params(
     """
     graphdef, abstract = abstract_params(checkpoint.config, dtype or checkpoint.dtype, quantize or checkpoint.quantize)
     wanted = _by_path(abstract)
+    if adapter is not None and checkpoint.quantize:
+        raise CheckpointError(f"{checkpoint.path} is stored in int8, which no adapter fits; take one that is not.")
+    changes = None if adapter is None else open_adapter(adapter, wanted)
     loaded = {}
-    for path, array in _read_params(checkpoint, wanted, progress=progress):
+    for path, array in _read_params(checkpoint, wanted, adapter=changes, progress=progress):
         loaded[path] = jax.device_put(array)
         del array  # or the next tensor would be read while this one is still held here
     flat = [(path, value.replace(loaded[".".join(map(str, path))])) for path, value in nnx.to_flat_state(abstract)]
@@ -561,7 +618,7 @@ def load_params(
 
 
 def _read_params(
-    checkpoint: Checkpoint, wanted: Mapping[str, Any], *, progress: bool
+    checkpoint: Checkpoint, wanted: Mapping[str, Any], *, adapter: Adapter | None = None, progress: bool
 ) -> Iterator[tuple[str, np.ndarray]]:
     """Yields our parameters one by one, in our shapes and dtypes; raises at the end of a bad checkpoint."""
     rounds = checkpoint.quantize is None and any(path.endswith(".scale") for path in wanted)
@@ -594,15 +651,17 @@ def _read_params(
             if problems:
                 continue  # go on reading, to report all there is, but keep nothing
             dtype = wanted[path].dtype
+            array = rule.load(arrays)
+            del arrays
+            if adapter is not None:
+                array = adapter.merge(path, array)
             if rounds and dtype == jnp.int8:
-                kernel, scale = quantize_kernel(rule.load(arrays))
-                del arrays
+                kernel, scale = quantize_kernel(array)
+                del array
                 yield path.removesuffix("weight") + "scale", scale  # in the order in which they would be read
                 yield path, kernel
                 del kernel
                 continue
-            array = rule.load(arrays)
-            del arrays
             if array.dtype != dtype or not array.flags.c_contiguous or array.ctypes.data % ALIGNMENT:
                 copy = _aligned_empty(array.shape, dtype)
                 with np.errstate(over="ignore"):  # looked for below

@@ -131,6 +131,7 @@ class Dia:
         load_codec: bool = True,
         dtype: str | None = None,
         quantize: Quantize | None = None,
+        adapter: str | os.PathLike | None = None,
         variant: Variant | None = None,
         revision: str | None = None,
         cache_dir: str | os.PathLike | None = None,
@@ -149,6 +150,7 @@ class Dia:
             dtype: "float32", "bfloat16" or "float16"; by default bfloat16 on an accelerator and float32 on a CPU.
             quantize: "int8" keeps the kernels in int8, one scale an output: half the bytes of bfloat16. A checkpoint
                 that was converted so is loaded so.
+            adapter: a directory that `dia-jax train --lora` wrote; it is merged into the kernels as they are read.
             variant: "0626" or "v0.1", for a checkpoint whose config does not tell its behaviour rightly.
             revision, cache_dir, local_files_only, token: see `hub.resolve`; revision is of the model's repo.
             progress: show progress bars.
@@ -175,7 +177,7 @@ class Dia:
                 own = (path if path.is_dir() else path.parent) / "dac"
                 codec = own if own.is_dir() else DEFAULT_CODEC
             loaded = load_codec_from(resolve(codec, **access), progress=progress)
-        graphdef, params = load_params(checkpoint, dtype=dtype, quantize=quantize, progress=progress)
+        graphdef, params = load_params(checkpoint, dtype=dtype, quantize=quantize, adapter=adapter, progress=progress)
         return cls(checkpoint.config, graphdef, params, codec=loaded)
 
     # --- Generating --------------------------------------------------------------------------------------------------

@@ -4,7 +4,9 @@ A sentence is spoken once a voice and encoded; dialogues are made by laying code
 every clip begins and ends in silence. Writes prepared folders as `dia-jax prepare` does.
 """
 
+import contextlib
 import dataclasses
+import multiprocessing
 import random
 from pathlib import Path
 
@@ -60,27 +62,25 @@ def sentences(count: int, seed: int) -> list[str]:
 
 def build_codec(count: int = 500) -> tuple[nnx.GraphDef, nnx.State]:
     """From sentences in every voice, and the sounds."""
-    clips = [say(text, voice)[0] for text in sentences(count, 1) for voice in speech.VOICES.values()]
+    clips = []
+    for text in sentences(count, 1):
+        with contextlib.suppress(ValueError):  # read otherwise than word by word
+            clips += [say(text, voice)[0] for voice in speech.VOICES.values()]
     return codec.build(clips + 8 * list(speech.sounds().values()), progress=True)
 
 
-def speak_all(params: nnx.State, count: int, seed: int, cache: Path) -> tuple[dict[str, list[Spoken]], ...]:
+def speak_all(values: dict[str, np.ndarray], count: int, seed: int, cache: Path) -> tuple[dict[str, list[Spoken]], ...]:
     """Every sentence in every voice; and a fifth of them once more at a pitch beside the voice's, as prompts.
 
-    What was spoken before is read from the cache.
+    Sentences that the teacher reads otherwise than word by word are left out. What was spoken before is read from the
+    cache.
     """
     if not cache.exists():
-        rng, flat = np.random.default_rng(seed), {}
-        for i, text in enumerate(tqdm(sentences(count, seed), desc="speaking")):
-            parts = speech.envelopes(text, speed=SPEED)
-            for voice in speech.VOICES.values():
-                versions = {"": voice}
-                if i % 5 == 0:
-                    versions["near"] = dataclasses.replace(voice, pulses=voice.pulses * rng.uniform(0.92, 1.08))
-                for name, version in versions.items():
-                    samples, starts = speech.trim(speech.speak(parts, version), parts.starts)
-                    flat[f"{voice.name}/{name}/{i}/codes"] = codec.encode(params, samples)
-                    flat[f"{voice.name}/{name}/{i}/starts"] = starts.astype(np.int16)
+        flat: dict[str, np.ndarray] = {}
+        jobs = [(values, i, text, seed) for i, text in enumerate(sentences(count, seed))]
+        with multiprocessing.get_context("fork").Pool() as pool:
+            for spoken in tqdm(pool.imap(_speak, jobs, chunksize=20), total=count, desc="speaking"):
+                flat |= spoken
         np.savez(cache.with_suffix(".part.npz"), **flat)
         cache.with_suffix(".part.npz").rename(cache)
     stored, texts = dict(np.load(cache)), sentences(count, seed)
@@ -92,12 +92,30 @@ def speak_all(params: nnx.State, count: int, seed: int, cache: Path) -> tuple[di
     return found
 
 
+def _speak(job: tuple[dict[str, np.ndarray], int, str, int]) -> dict[str, np.ndarray]:
+    values, number, text, seed = job
+    rng, found = np.random.default_rng([seed, number]), {}
+    try:
+        parts = speech.envelopes(text, speed=SPEED)
+    except ValueError:
+        return {}
+    for voice in speech.VOICES.values():
+        versions = {"": voice}
+        if number % 5 == 0:
+            versions["near"] = dataclasses.replace(voice, pulses=voice.pulses * rng.uniform(0.92, 1.08))
+        for name, version in versions.items():
+            samples, starts = speech.trim(speech.speak(parts, version), parts.starts)
+            found[f"{voice.name}/{name}/{number}/codes"] = codec.encode(values, samples)
+            found[f"{voice.name}/{name}/{number}/starts"] = starts.astype(np.int16)
+    return found
+
+
 def write(
-    target: Path, params: nnx.State, spoken: tuple[dict[str, list[Spoken]], ...], *, items: int, seed: int
+    target: Path, values: dict[str, np.ndarray], spoken: tuple[dict[str, list[Spoken]], ...], *, items: int, seed: int
 ) -> None:
     """Dialogues of one and two turns, prompts that are gone on with, and sounds."""
     rng, (voices, prompts) = random.Random(seed), spoken
-    sounds = {name: codec.encode(params, samples) for name, samples in speech.sounds().items()}
+    sounds = {name: codec.encode(values, samples) for name, samples in speech.sounds().items()}
     usual = {1: "alto", 2: "bass"}
     with Writer(target, codec.CONFIG) as writer:
         for _ in tqdm(range(items - len(writer.items)), desc="composing"):

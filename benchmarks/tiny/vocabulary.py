@@ -6,43 +6,269 @@ guessed from the one before. Sentences for judging are drawn by the same grammar
 
 import random
 
-PEOPLE = "man woman boy girl friend brother sister mother father teacher doctor farmer king queen baby child uncle".split()
-ANIMALS = "cat dog bird horse fish cow mouse lion tiger bear sheep duck rabbit monkey spider".split()
-THINGS = (
-    "book table chair window door box letter ball lamp cup plate knife clock phone camera picture guitar basket "
-    "paper pencil bottle hammer ladder mirror pillow blanket ticket basket bicycle computer machine"
-).split()
-FOOD = "bread butter cheese apple orange banana soup rice cake sugar coffee tea milk water honey potato chicken".split()
-PLACES = (
-    "house garden kitchen school city village river mountain forest market station office hospital island beach "
-    "bridge street room park farm library theater airport"
-).split()
-COLORS = "red blue green yellow black white brown purple".split()
-ADJECTIVES = (
-    "old young big small happy angry hungry quiet beautiful strange heavy little clever lazy gentle famous cold warm "
-    "dark bright broken empty simple wonderful dangerous"
-).split()
-TRANSITIVE = (
-    "found wanted carried opened painted washed bought sold took moved watched loved lost dropped followed "
-    "remembered needed finished cleaned borrowed counted"
-).split()
-MOTION = "walked ran went came traveled returned climbed wandered hurried".split()
-SPEECH = "said believed remembered thought explained answered".split()
+PEOPLE = [
+    "man",
+    "woman",
+    "boy",
+    "girl",
+    "friend",
+    "brother",
+    "sister",
+    "mother",
+    "father",
+    "teacher",
+    "doctor",
+    "farmer",
+    "king",
+    "queen",
+    "baby",
+    "child",
+    "uncle",
+]
+ANIMALS = [
+    "cat",
+    "dog",
+    "bird",
+    "horse",
+    "fish",
+    "cow",
+    "mouse",
+    "lion",
+    "tiger",
+    "bear",
+    "sheep",
+    "duck",
+    "rabbit",
+    "monkey",
+    "spider",
+]
+THINGS = [
+    "book",
+    "table",
+    "chair",
+    "window",
+    "door",
+    "box",
+    "letter",
+    "ball",
+    "lamp",
+    "cup",
+    "plate",
+    "knife",
+    "clock",
+    "phone",
+    "camera",
+    "picture",
+    "guitar",
+    "basket",
+    "paper",
+    "pencil",
+    "bottle",
+    "hammer",
+    "ladder",
+    "mirror",
+    "pillow",
+    "blanket",
+    "ticket",
+    "basket",
+    "bicycle",
+    "computer",
+    "machine",
+]
+FOOD = [
+    "bread",
+    "butter",
+    "cheese",
+    "apple",
+    "orange",
+    "banana",
+    "soup",
+    "rice",
+    "cake",
+    "sugar",
+    "coffee",
+    "tea",
+    "milk",
+    "water",
+    "honey",
+    "potato",
+    "chicken",
+]
+PLACES = [
+    "house",
+    "garden",
+    "kitchen",
+    "school",
+    "city",
+    "village",
+    "river",
+    "mountain",
+    "forest",
+    "market",
+    "station",
+    "office",
+    "hospital",
+    "island",
+    "beach",
+    "bridge",
+    "street",
+    "room",
+    "park",
+    "farm",
+    "library",
+    "theater",
+    "airport",
+]
+COLORS = ["red", "blue", "green", "yellow", "black", "white", "brown", "purple"]
+ADJECTIVES = [
+    "old",
+    "young",
+    "big",
+    "small",
+    "happy",
+    "angry",
+    "hungry",
+    "quiet",
+    "beautiful",
+    "strange",
+    "heavy",
+    "little",
+    "clever",
+    "lazy",
+    "gentle",
+    "famous",
+    "cold",
+    "warm",
+    "dark",
+    "bright",
+    "broken",
+    "empty",
+    "simple",
+    "wonderful",
+    "dangerous",
+]
+TRANSITIVE = [
+    "found",
+    "wanted",
+    "carried",
+    "opened",
+    "painted",
+    "washed",
+    "bought",
+    "sold",
+    "took",
+    "moved",
+    "watched",
+    "loved",
+    "lost",
+    "dropped",
+    "followed",
+    "remembered",
+    "needed",
+    "finished",
+    "cleaned",
+    "borrowed",
+    "counted",
+]
+MOTION = ["walked", "ran", "went", "came", "traveled", "returned", "climbed", "wandered", "hurried"]
+SPEECH = ["said", "believed", "remembered", "thought", "explained", "answered"]
 TIMES = (
     "today yesterday tonight tomorrow every morning|in the evening|before dinner|after breakfast|on Monday|on Friday|"
     "in the summer|in the winter|last week|next month"
 )
 TIMES = ["today", "yesterday", "tonight", "every morning", *TIMES.split("|")[1:]]
-NUMBERS = "two three four five six seven eight nine ten twelve twenty hundred".split()
-ADVERBS = "slowly quickly quietly carefully suddenly always never often together alone again".split()
-NAMES = "Peter Anna Daniel Emma Oliver Sophia Victor Maria Robert Laura".split()
-MODALS = "can will must should would could".split()
-VERBS = "open close find carry paint wash buy sell take move watch love follow remember need clean borrow count".split()
+NUMBERS = ["two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "twelve", "twenty", "hundred"]
+ADVERBS = [
+    "slowly",
+    "quickly",
+    "quietly",
+    "carefully",
+    "suddenly",
+    "always",
+    "never",
+    "often",
+    "together",
+    "alone",
+    "again",
+]
+NAMES = ["Peter", "Anna", "Daniel", "Emma", "Oliver", "Sophia", "Victor", "Maria", "Robert", "Laura"]
+MODALS = ["can", "will", "must", "should", "would", "could"]
+VERBS = [
+    "open",
+    "close",
+    "find",
+    "carry",
+    "paint",
+    "wash",
+    "buy",
+    "sell",
+    "take",
+    "move",
+    "watch",
+    "love",
+    "follow",
+    "remember",
+    "need",
+    "clean",
+    "borrow",
+    "count",
+]
 GREETINGS = ["Good morning", "Hello", "Thank you", "Welcome", "Excuse me", "Goodbye"]
-FUNCTION = (
-    "the a in on of and with for to is was are were my your his her our their I you he she we they it this that what "
-    "where who why when how do did does not very too please because but or from near behind under about there here yes no"
-).split()
+FUNCTION = [
+    "the",
+    "a",
+    "in",
+    "on",
+    "of",
+    "and",
+    "with",
+    "for",
+    "to",
+    "is",
+    "was",
+    "are",
+    "were",
+    "my",
+    "your",
+    "his",
+    "her",
+    "our",
+    "their",
+    "I",
+    "you",
+    "he",
+    "she",
+    "we",
+    "they",
+    "it",
+    "this",
+    "that",
+    "what",
+    "where",
+    "who",
+    "why",
+    "when",
+    "how",
+    "do",
+    "did",
+    "does",
+    "not",
+    "very",
+    "too",
+    "please",
+    "because",
+    "but",
+    "or",
+    "from",
+    "near",
+    "behind",
+    "under",
+    "about",
+    "there",
+    "here",
+    "yes",
+    "no",
+]
 
 
 def _plural(noun: str) -> str:

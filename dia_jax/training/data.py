@@ -1,11 +1,11 @@
 """Training data: recordings and transcripts to codes on disk, and from there to batches.
 
-A prepared folder holds `codes.bin` (int16 [frames, C], clip behind clip), `items.jsonl` (a line a clip: text, voice, where
-its codes stand) and `dataset.json` (the codec that made them). A clip counts when its line is whole, so that a run that is
-killed goes on where it was.
+A prepared folder holds `codes.bin` (int16 [frames, C], clip behind clip), `items.jsonl` (a line a clip: text, voice,
+where its codes stand) and `dataset.json` (the codec that made them). A clip counts when its line is whole, so that a run
+that is killed goes on where it was.
 
-Knows files, text and the codec; knows no model but the token ids and delays in its config. Which clips stand in batch i,
-and in what order, follows from the seed and i alone: nothing else needs to be remembered to go on with a run.
+Knows files, text and the codec; knows no model but the token ids and delays in its config. Which clips stand in batch
+i, and in what order, follows from the seed and i alone: nothing else needs to be remembered to go on with a run.
 """
 
 import dataclasses
@@ -148,8 +148,8 @@ def read_manifest(source: str | os.PathLike) -> list[dict[str, Any]]:
     """The clips that a manifest or a folder names: dictionaries with path, text and perhaps voice.
 
     Args:
-        source: a JSONL file whose lines have "path" (relative to the file) and "text", and may have "voice"; or a folder
-            of audio files, each with a transcript of the same name ending in .txt.
+        source: a JSONL file whose lines have "path" (relative to the file) and "text", and may have "voice"; or a
+            folder of audio files, each with a transcript of the same name ending in .txt.
 
     Raises:
         DataError: it is neither, or names no clip.
@@ -175,7 +175,9 @@ def read_manifest(source: str | os.PathLike) -> list[dict[str, Any]]:
     else:
         raise DataError(f"There is no manifest or folder {source}.")
     if not clips:
-        raise DataError(f"{source} names no clip; give audio files ({', '.join(AUDIO_SUFFIXES)}) with .txt beside them.")
+        raise DataError(
+            f"{source} names no clip; give audio files ({', '.join(AUDIO_SUFFIXES)}) with .txt beside them."
+        )
     return clips
 
 

@@ -1,16 +1,12 @@
-"""The training run: a step on a mesh of devices, and a folder in which it can be gone on with.
+"""Training Dia: a step on a mesh of devices, and the run over many of them.
 
-A run's folder holds `settings.json`, `checkpoints/` (Orbax, written beside the training and renamed when whole),
-`metrics.jsonl`, `loss.png`, `samples/` and at the end `model/` or `adapter/`. What a step does follows from the settings
-and its number, so a run that was killed goes on from its last checkpoint as if nothing had been.
-
-Knows the loss and the batches; knows no audio but the samples that it asks class `Dia` for.
+What a step does follows from the settings and its number, so a run that was killed goes on from its last checkpoint as
+if nothing had been. Knows the loss, the batches and the run's folder, into which it writes `samples/` and at the end
+`model/` or `adapter/`; knows no audio but the samples that it asks class `Dia` for.
 """
 
-import contextlib
 import dataclasses
 import functools
-import json
 import os
 import shutil
 import time
@@ -27,17 +23,14 @@ from orbax.checkpoint import v1 as ocp
 from tqdm import tqdm
 
 from dia_jax.checkpoint import DTYPES, Checkpoint, load_params, open_checkpoint, save_params
-from dia_jax.config import DiaConfig, DiaError
+from dia_jax.config import DiaConfig
 from dia_jax.model import DiaModel
 from dia_jax.pipeline import Codec, Dia
 from dia_jax.small import random_params
 from dia_jax.training.data import BatchSettings, Dataset, batches
 from dia_jax.training.lora import add_lora, save_adapter
 from dia_jax.training.loss import LossSettings, loss
-
-
-class TrainingError(DiaError):
-    """A run that cannot begin or go on; the message says why."""
+from dia_jax.training.run import RunFolder, TrainingError, means
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,6 +92,9 @@ class TrainSettings:
 
 FREE = ("steps", "log_every", "save_every", "sample_every", "keep")
 """Settings that may change when a run is gone on with. (The learning rate's cosine ends at the new number of steps.)"""
+
+
+PICTURED = ("loss", "channels", "validation_loss", "validation_channel_0_with_another_text")
 
 
 @jax.tree_util.register_dataclass
@@ -163,7 +159,7 @@ class Program:
             # Early on the average would be of the random beginning: it runs over what there has been so far.
             decay = jnp.minimum(self.settings.ema_decay, (state.step + 1) / (state.step + 10))
             average = jax.tree.map(lambda old, new: old * decay + new * (1 - decay), average, trained)
-        noted = parts | {"gradient_norm": optax.global_norm(gradients)}
+        noted = parts | {"gradient_norm": optax.tree.norm(gradients)}
         return TrainState(state.step + 1, trained, optimizer, average), noted
 
 
@@ -289,7 +285,6 @@ def train(
         TrainingError: the folder holds a run of other settings, or the loss is no number any more.
         DataError, CheckpointError, ConfigError: see there.
     """
-    folder = Path(run).absolute()
     checkpoint = None if isinstance(base, DiaConfig) else open_checkpoint(base)
     config: Any = base if checkpoint is None else checkpoint.config
     if not isinstance(config, DiaConfig):
@@ -300,50 +295,21 @@ def train(
     )
     dataset = Dataset(data, config)
     held_out = None if validation is None else Dataset(validation, config)
-    _check_settings(folder, settings, config)
+    what = {name: value for name, value in dataclasses.asdict(settings).items() if name not in FREE}
+    folder = RunFolder(run, what | {"model": config.to_json()})
     program, trained, frozen = make_program(config, settings)
-
-    manager = ocp.training.Checkpointer(
-        folder / "checkpoints",
-        save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
-        preservation_policy=ocp.training.preservation_policies.LatestN(settings.keep),
-        cleanup_tmp_directories=True,
-    )
-    with contextlib.closing(manager):
-        weights = _initial_weights(checkpoint, config, settings)
-        if settings.lora_rank:
-            frozen = _below_adapters(weights, frozen)
-            frozen = jax.device_put(frozen, shardings(mesh, frozen))
-            weights = _initial_adapters(trained, settings.seed)
-        state = initial_state(program, weights, mesh)
-        del weights
-        if manager.latest is not None:
-            like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
-            del state
-            state = manager.load(manager.latest, like)
-        _Run(folder, program, mesh, config, manager, dataset, held_out, codec, sample_texts).go(state, frozen, progress)
-    return folder / ("adapter" if settings.lora_rank else "model")
-
-
-def _check_settings(folder: Path, settings: TrainSettings, config: DiaConfig) -> None:
-    """Writes down what the run is, or compares with what it was."""
-    now = json.loads(json.dumps({"settings": dataclasses.asdict(settings), "model": config.to_json()}))
-    path = folder / "settings.json"
-    if path.exists():
-        before = json.loads(path.read_text())
-        different = [
-            f"{name} was {before['settings'].get(name)} and is {value}"
-            for name, value in now["settings"].items()
-            if name not in FREE and before["settings"].get(name) != value
-        ]
-        if before["model"] != now["model"]:
-            different.append("the model has another config")
-        if different:
-            raise TrainingError(f"{folder} is a run of other settings: {'; '.join(different)}. Name a new folder.")
-    folder.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".part")
-    temporary.write_text(json.dumps(now, indent=2) + "\n")
-    os.replace(temporary, path)
+    weights = _initial_weights(checkpoint, config, settings)
+    if settings.lora_rank:
+        frozen = _below_adapters(weights, frozen)
+        frozen = jax.device_put(frozen, shardings(mesh, frozen))
+        weights = _initial_adapters(trained, settings.seed)
+    state = initial_state(program, weights, mesh)
+    del weights
+    with folder.checkpoints(settings.keep) as manager:
+        state = folder.restore(manager, state)
+        texts = sample_texts if codec is not None else ()
+        _Run(folder, program, mesh, config, manager, dataset, held_out, codec, texts).go(state, frozen, progress)
+    return folder.path / ("adapter" if settings.lora_rank else "model")
 
 
 def _initial_weights(checkpoint: Checkpoint | None, config: DiaConfig, settings: TrainSettings) -> nnx.State:
@@ -358,7 +324,7 @@ def _initial_weights(checkpoint: Checkpoint | None, config: DiaConfig, settings:
 
 def _below_adapters(weights: nnx.State, frozen: nnx.State) -> nnx.State:
     """The weights under the paths that they have in a model with adapters."""
-    values = {path: value for path, value in nnx.to_flat_state(weights)}
+    values = dict(nnx.to_flat_state(weights))
     flat = [
         (path, value.replace(values[tuple(part for part in path if part != "base")][...]))
         for path, value in nnx.to_flat_state(frozen)
@@ -375,14 +341,16 @@ def _initial_adapters(abstract: nnx.State, seed: int) -> nnx.State:
         noise = rng.standard_normal(shape, np.float32) * shape[1] ** -0.5 if path[-1] == "a" else np.zeros(shape)
         return jnp.asarray(noise, jnp.float32)
 
-    return nnx.from_flat_state([(path, value.replace(draw(path, value))) for path, value in nnx.to_flat_state(abstract)])
+    return nnx.from_flat_state(
+        [(path, value.replace(draw(path, value))) for path, value in nnx.to_flat_state(abstract)]
+    )
 
 
 @dataclasses.dataclass
 class _Run:
     """The loop over the updates, and what it writes into the folder."""
 
-    folder: Path
+    folder: RunFolder
     program: Program
     mesh: Mesh
     config: DiaConfig
@@ -396,26 +364,29 @@ class _Run:
         settings = self.program.settings
         step = compile_step(self.program, self.mesh, state, frozen)
         first = int(state.step)
-        self._forget_after(first)
+        self.folder.forget_after(first)
         stream = batches(self.dataset, settings.batch, start=first * settings.accumulate)
         bar = tqdm(total=settings.steps, initial=first, desc="training", disable=not progress)
-        noted: list[tuple[int, dict[str, jax.Array]]] = []
+        noted: list[dict[str, jax.Array]] = []
         frames, began = 0, time.monotonic()
         for number in range(first + 1, settings.steps + 1):
             accumulated = [next(stream) for _ in range(settings.accumulate)]
             frames += sum(int(batch["learnt"][..., 0].sum()) for batch in accumulated)
             state, values = step(state, frozen, [self._put(batch) for batch in accumulated])
-            noted.append((number, values))
+            noted.append(values)
             bar.update()
             last = number == settings.steps
             if last or number % settings.log_every == 0:
-                line = self._note(noted, frames, time.monotonic() - began)
-                bar.set_postfix(loss=f"{line['loss']:.3f}", frames_per_second=f"{line['frames_per_second']:.0f}")
+                line = means(noted)  # waits for the steps
+                speed = frames / (time.monotonic() - began)
+                rate = float(schedule(settings)(number))
+                self.folder.note(number, **line, learning_rate=rate, frames_per_second=round(speed, 1))
+                bar.set_postfix(loss=f"{line['loss']:.3f}", frames_per_second=f"{speed:.0f}")
                 noted, frames, began = [], 0, time.monotonic()
             if last or number % settings.save_every == 0:
                 self.manager.save_async(number, state)
                 self._validate(number, state, frozen)
-                self.picture()
+                self.folder.picture(PICTURED, unit="nats")
             if settings.sample_every and (last or number % settings.sample_every == 0):
                 self._speak(number, state, frozen)
         bar.close()
@@ -429,32 +400,6 @@ class _Run:
     def _best(self, state: TrainState) -> Any:
         return state.average if self.program.settings.ema_decay else state.trained
 
-    # --- What is written -------------------------------------------------------------------------------------------
-
-    def _forget_after(self, step: int) -> None:
-        """Takes out of the metrics what was noted after the checkpoint that a run goes on from."""
-        path = self.folder / "metrics.jsonl"
-        if path.exists():
-            whole = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
-            path.write_text("".join(line for line in whole if json.loads(line)["step"] <= step))
-
-    def _write(self, line: dict[str, Any]) -> None:
-        with open(self.folder / "metrics.jsonl", "a") as file:
-            file.write(json.dumps(line) + "\n")
-
-    def _note(self, noted: list[tuple[int, dict[str, jax.Array]]], frames: int, seconds: float) -> dict[str, Any]:
-        means = {name: np.mean([np.asarray(v[name]) for _, v in noted], axis=0) for name in noted[0][1]}
-        line = {"step": noted[-1][0]} | {name: np.round(value, 5).tolist() for name, value in means.items()}
-        line["learning_rate"] = float(schedule(self.program.settings)(noted[-1][0]))
-        line["frames_per_second"] = round(frames / seconds, 1)
-        self._write(line)
-        if not np.isfinite(line["loss"]):
-            raise TrainingError(
-                f"The loss is {line['loss']} at step {line['step']}; go on from the last checkpoint with a lower "
-                "learning rate, in a new folder."
-            )
-        return line
-
     def _validate(self, step: int, state: TrainState, frozen: Any) -> None:
         if self.held_out is None:
             return
@@ -463,9 +408,8 @@ class _Run:
         values = []
         for _ in range(8):
             parts = self._evaluate(self._best(state), frozen, self._put(next(stream)))
-            values.append(jax.device_get(parts))
-        mean = jax.tree.map(lambda *each: np.mean(each, axis=0).round(5).tolist(), *values)
-        self._write({"step": step} | {f"validation_{name}": value for name, value in mean.items()})
+            values.append(parts)
+        self.folder.note(step, **{f"validation_{name}": value for name, value in means(values).items()})
 
     @functools.cached_property
     def _evaluate(self) -> Any:
@@ -480,39 +424,19 @@ class _Run:
         return jax.jit(evaluate)
 
     def _speak(self, step: int, state: TrainState, frozen: Any) -> None:
-        if self.codec is None or not self.sample_texts:
+        if not self.sample_texts:
             return
         model = self.program.model(self._best(state), frozen)
         dia = Dia(self.config, *nnx.split(model), codec=self.codec)
         budget = min(512, self.config.frame_budget)
-        (self.folder / "samples").mkdir(exist_ok=True)
+        (self.folder.path / "samples").mkdir(exist_ok=True)
         clips = dia.generate(list(self.sample_texts), seed=list(range(len(self.sample_texts))), max_tokens=budget)
         for number, samples in enumerate(clips):
-            dia.save_audio(self.folder / "samples" / f"{step:07}-{number}.wav", samples)
-
-    def picture(self) -> None:
-        """Draws `loss.png` from the metrics."""
-        from matplotlib.figure import Figure
-
-        lines = [json.loads(line) for line in (self.folder / "metrics.jsonl").read_text().splitlines()]
-        figure = Figure(figsize=(8, 4.5), layout="constrained")
-        axes = figure.subplots()
-        axes.set(xlabel="update", ylabel="nats", yscale="log", title=self.folder.name)
-        for name in ("loss", "validation_loss", "validation_channel_0_with_another_text"):
-            points = [(line["step"], line[name]) for line in lines if name in line]
-            if points:
-                axes.plot(*zip(*points, strict=True), label=name.replace("_", " "))
-        points = [(line["step"], line["channels"][0]) for line in lines if "channels" in line]
-        if points:
-            axes.plot(*zip(*points, strict=True), label="channel 0")
-        axes.grid(alpha=0.3)
-        axes.legend()
-        figure.savefig(self.folder / "loss.part.png")
-        os.replace(self.folder / "loss.part.png", self.folder / "loss.png")
+            dia.save_audio(self.folder.path / "samples" / f"{step:07}-{number}.wav", samples)
 
     def _export(self, state: TrainState) -> None:
         settings, best = self.program.settings, self._best(state)
-        target = self.folder / ("adapter" if settings.lora_rank else "model")
+        target = self.folder.path / ("adapter" if settings.lora_rank else "model")
         shutil.rmtree(target, ignore_errors=True)  # of an earlier end of the same run
         if settings.lora_rank:
             save_adapter(target, best, rank=settings.lora_rank, alpha=settings.lora_alpha)

@@ -19,7 +19,7 @@ from dia_jax.model import DiaModel, Linear
 
 
 class LoraLinear(nnx.Module):
-    """base(x) + alpha / rank * b a x, with a [rank, in] and b [out, rank] in float32; b begins at 0, so nothing changes."""
+    """base(x) + alpha / rank * b a x, with a [rank, in] and b [out, rank] in float32; b is 0 at the beginning."""
 
     def __init__(self, base: Linear, rank: int, alpha: float, *, rngs: nnx.Rngs):
         outputs, inputs = base.weight.shape

@@ -1,0 +1,61 @@
+"""Makes the small voice, from nothing to weights; run again, it goes on where it was.
+
+    pip install -e '.[train]' -r benchmarks/tiny/requirements.txt
+    python benchmarks/tiny/train.py WORK --steps 12000
+
+Computes the codec, lets the teacher speak, composes dialogues, trains. WORK may be carried to another machine at any
+time; all that is done stays done.
+"""
+
+import argparse
+import os
+from pathlib import Path
+
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # the teacher speaks in as many processes as there are cores
+
+import codec
+import corpus
+import jax
+import model
+
+from dia_jax import load_params, open_checkpoint, save_params
+from dia_jax.pipeline import Codec
+from dia_jax.training.loop import train
+
+TEXTS = ("[S1] The old farmer found a red book in the kitchen.", "[S2] Please open the door. [S1] Good morning, Anna!")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("work", type=Path, help="folder for all that is made on the way: 1 GB")
+    parser.add_argument("--steps", type=int, default=12_000, help="updates of the weights")
+    parser.add_argument("--sentences", type=int, default=8000, help="that the teacher speaks")
+    parser.add_argument("--items", type=int, default=16_000, help="dialogues that are made of them")
+    options = parser.parse_args()
+    work = options.work
+    work.mkdir(parents=True, exist_ok=True)
+    jax.config.update("jax_compilation_cache_dir", str(work / "compiled"))
+    if not (work / "codec").exists():
+        save_params(work / "codec", codec.CONFIG, corpus.build_codec()[1])
+    graphdef, params = load_params(open_checkpoint(work / "codec"))
+    values = codec.kernels(params)
+    for name, sentences, items, seed in (
+        ("train", options.sentences, options.items, 2),
+        ("validation", 300, 400, 4),
+    ):
+        spoken = corpus.speak_all(values, sentences, seed, work / f"{name}.npz")
+        corpus.write(work / name, values, spoken, items=items, seed=seed + 1)
+    train(
+        work / "run",
+        work / "train",
+        model.settings(options.steps),
+        base=model.CONFIG,
+        codec=Codec(codec.CONFIG, graphdef, params),
+        validation=work / "validation",
+        sample_texts=TEXTS,
+        progress=True,
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,124 @@
+"""A run's folder: what the run is, its checkpoints, its metrics and their picture.
+
+    settings.json    what the run is; a folder is gone on with only by the same run
+    checkpoints/     Orbax, written beside the training and renamed when whole
+    metrics.jsonl    a line an interval
+    loss.png         drawn from them
+
+A run that is killed goes on from its last checkpoint; what was noted after it is forgotten, and noted again. Knows no
+model and no data.
+"""
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from orbax.checkpoint import v1 as ocp
+
+from dia_jax.config import DiaError
+
+
+class TrainingError(DiaError):
+    """A run that cannot begin or go on; the message says why."""
+
+
+class RunFolder:
+    """The folder of a run, begun or gone on with.
+
+    Args:
+        path: of the folder.
+        what: what the run is, as JSON: the settings that must be the same when it is gone on with.
+
+    Raises:
+        TrainingError: it holds another run, or cannot be written.
+    """
+
+    def __init__(self, path: str | os.PathLike, what: dict[str, Any]):
+        self.path = Path(path).absolute()
+        what = json.loads(json.dumps(what))
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            settings = self.path / "settings.json"
+            before = json.loads(settings.read_text()) if settings.exists() else what
+            different = [
+                f"{name} was {before.get(name)!r} and is {value!r}"
+                for name, value in what.items()
+                if before.get(name) != value
+            ]
+            if different:
+                raise TrainingError(f"{path} is another run: {'; '.join(different)}. Name a new folder.")
+            _write_whole(settings, json.dumps(what, indent=2) + "\n")
+        except OSError as error:
+            raise TrainingError(f"Cannot write {path}: {error.strerror}.") from None
+
+    @contextlib.contextmanager
+    def checkpoints(self, keep: int) -> Iterator[ocp.training.Checkpointer]:
+        """The manager of its checkpoints, of which the last `keep` stay; leaving it waits for what is being saved."""
+        manager = ocp.training.Checkpointer(
+            self.path / "checkpoints",
+            save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
+            preservation_policy=ocp.training.preservation_policies.LatestN(keep),
+            cleanup_tmp_directories=True,
+        )
+        with contextlib.closing(manager):
+            yield manager
+
+    def restore(self, manager: ocp.training.Checkpointer, state: Any) -> Any:
+        """The last checkpoint, laid out as `state` is; `state` itself where there is none."""
+        if manager.latest is None:
+            return state
+        like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
+        return manager.load(manager.latest, like)
+
+    def forget_after(self, step: int) -> None:
+        """Takes out of the metrics what was noted after the checkpoint that the run goes on from."""
+        path = self.path / "metrics.jsonl"
+        if path.exists():
+            whole = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+            _write_whole(path, "".join(line for line in whole if json.loads(line)["step"] <= step))
+
+    def note(self, step: int, **values: Any) -> None:
+        """Appends a line to the metrics.
+
+        Raises:
+            TrainingError: the loss is no number any more.
+        """
+        with open(self.path / "metrics.jsonl", "a") as file:
+            file.write(json.dumps({"step": step} | values) + "\n")
+        if not np.isfinite(values.get("loss", 0.0)):
+            raise TrainingError(
+                f"The loss is {values['loss']} at step {step}; begin a new run with a lower learning rate."
+            )
+
+    def picture(self, names: Sequence[str], *, unit: str) -> None:
+        """Draws `loss.png`: these metrics over the steps; of a list its first value."""
+        from matplotlib.figure import Figure
+
+        lines = [json.loads(line) for line in (self.path / "metrics.jsonl").read_text().splitlines()]
+        figure = Figure(figsize=(8, 4.5), layout="constrained")
+        axes = figure.subplots()
+        axes.set(xlabel="step", ylabel=unit, yscale="log", title=self.path.name)
+        for name in names:
+            points = [(line["step"], np.ravel(line[name])[0]) for line in lines if name in line]
+            if points:
+                axes.plot(*zip(*points, strict=True), label=name.replace("_", " "))
+        axes.grid(alpha=0.3)
+        axes.legend()
+        figure.savefig(self.path / "loss.part.png")
+        os.replace(self.path / "loss.part.png", self.path / "loss.png")
+
+
+def means(noted: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The mean of each value over the steps, ready for JSON."""
+    return {name: np.mean([np.asarray(each[name]) for each in noted], axis=0).round(5).tolist() for name in noted[0]}
+
+
+def _write_whole(path: Path, text: str) -> None:
+    temporary = path.with_name(path.name + ".part")
+    temporary.write_text(text)
+    os.replace(temporary, path)

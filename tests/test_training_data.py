@@ -1,0 +1,180 @@
+"""Prepared folders and batches: what is kept, what is refused, and that batch i is always the same."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+import soundfile
+
+from dia_jax import dac
+from dia_jax.config import DacConfig
+from dia_jax.pipeline import Codec
+from dia_jax.small import SMALL_DAC, SMALL_DIA, random_params
+from dia_jax.training.data import (
+    BatchSettings,
+    DataError,
+    Dataset,
+    Writer,
+    batches,
+    make_batch,
+    prepare,
+    read_manifest,
+    rows_bucket,
+)
+
+
+@pytest.fixture(scope="module")
+def codec() -> Codec:
+    config = DacConfig(encoder_size=2, decoder_size=32)
+    return Codec(config, *random_params(config))
+
+
+def tone(seconds: float, rate: int = 44_100) -> np.ndarray:
+    return 0.3 * np.sin(2 * np.pi * 220 * np.arange(int(seconds * rate)) / rate)
+
+
+@pytest.fixture
+def recordings(tmp_path):
+    """Two clips that can be used and five that cannot."""
+    folder = tmp_path / "recordings"
+    folder.mkdir()
+    for name, text, samples, rate in (
+        ("a", "[S1] One.", tone(0.3), 44_100),
+        ("b", "[S2] Two.", tone(0.5, 16_000), 16_000),
+        ("no-tag", "Three.", tone(0.3), 44_100),
+        ("no-text", None, tone(0.3), 44_100),
+        ("silent", "[S1] Four.", np.zeros(4000), 44_100),
+        ("long", "[S1] Five.", tone(36, 8000), 8000),
+    ):
+        soundfile.write(folder / f"{name}.wav", samples, rate)
+        if text is not None:
+            (folder / f"{name}.txt").write_text(text)
+    (folder / "broken.wav").write_bytes(b"no sound")
+    (folder / "broken.txt").write_text("[S1] Six.")
+    return folder
+
+
+def test_prepare_keeps_what_can_be_used_and_says_why_not(recordings, tmp_path, codec):
+    summary = prepare(recordings, tmp_path / "data", codec)
+    dataset = Dataset(tmp_path / "data", SMALL_DIA)
+    assert [item.text for item in dataset.items] == ["[S1] One.", "[S2] Two."]
+    assert summary.kept == 2
+    assert summary.seconds == pytest.approx(0.8, abs=0.02)
+    reasons = {path.split("/")[-1]: reason for path, reason in summary.refused}
+    assert set(reasons) == {"no-tag.wav", "no-text.wav", "silent.wav", "long.wav", "broken.wav"}
+    assert "no transcript" in reasons["no-text.wav"]
+    assert "speaker tag" in reasons["no-tag.wav"]
+    assert "36.0 s" in reasons["long.wav"]
+    told = [json.loads(line)["source"] for line in (tmp_path / "data" / "refused.jsonl").read_text().splitlines()]
+    assert len(told) == 5
+    samples = soundfile.read(recordings / "a.wav", dtype="float32")[0]
+    expected = dac.encode_samples(codec.module, samples, config=codec.config)
+    np.testing.assert_array_equal(dataset.codes[: dataset.items[0].frames], expected)
+
+
+def test_prepare_goes_on_where_it_was_killed(recordings, tmp_path, codec):
+    prepare(recordings, tmp_path / "whole", codec)
+    prepare(recordings, tmp_path / "data", codec)
+    items, codes = tmp_path / "data" / "items.jsonl", tmp_path / "data" / "codes.bin"
+    items.write_text(items.read_text()[:-5])  # killed in the second line, its codes half written
+    codes.write_bytes(codes.read_bytes()[:-100])
+    assert prepare(recordings, tmp_path / "data", codec).kept == 2
+    for name in ("items.jsonl", "codes.bin"):
+        assert (tmp_path / "data" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_manifest(tmp_path):
+    manifest = tmp_path / "clips.jsonl"
+    manifest.write_text('{"path": "x.wav", "text": "[S1] Hi.", "voice": "anna"}\n\n')
+    assert read_manifest(manifest) == [{"path": str(tmp_path / "x.wav"), "text": "[S1] Hi.", "voice": "anna"}]
+    manifest.write_text('{"text": "[S1] Hi."}\n')
+    with pytest.raises(DataError, match="Line 1"):
+        read_manifest(manifest)
+    with pytest.raises(DataError, match="no manifest"):
+        read_manifest(tmp_path / "nothing")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="names no clip"):
+        read_manifest(tmp_path / "empty")
+
+
+@pytest.fixture
+def folder(tmp_path):
+    rng = np.random.default_rng(0)
+    with Writer(tmp_path / "data", SMALL_DAC) as writer:
+        for i in range(23):
+            codes = rng.integers(0, 1024, (rng.integers(20, 300), 9))
+            writer.add(codes, f"[S1] Clip {i}.", starts=tuple(range(10)))
+    return tmp_path / "data"
+
+
+def test_batch_is_the_delayed_grid_with_its_staircase(folder):
+    dataset = Dataset(folder, SMALL_DIA)
+    item = dataset.items[0]
+    batch = make_batch(dataset, [item], rows=rows_bucket(dataset.rows(item)), prompts=[7])
+    grid, learnt = batch["grid"][0], batch["learnt"][0]
+    codes = dataset.codes[item.first : item.first + item.frames]
+    eos, pad, bos = SMALL_DIA.eos_token_id, SMALL_DIA.pad_token_id, SMALL_DIA.bos_token_id
+    for channel, delay in enumerate(SMALL_DIA.delay_pattern):
+        column = grid[:, channel]
+        assert (column[: 1 + delay] == bos).all()
+        np.testing.assert_array_equal(column[1 + delay : 1 + delay + item.frames], codes[:, channel])
+        assert column[1 + delay + item.frames] == eos
+        assert (column[2 + delay + item.frames :] == pad).all()
+        # Learnt: the codes behind the prompt and EOS, as targets of the row before.
+        expected = np.zeros(len(grid), bool)
+        expected[1 + delay + 7 : 2 + delay + item.frames] = True
+        np.testing.assert_array_equal(learnt[:, channel], expected[1:])
+    assert batch["byte"][0, :12].tolist() == [*range(10), 9, 9]
+    assert (batch["byte"][0, item.frames :] == -1).all()
+
+
+def test_every_clip_comes_once_an_epoch_and_batches_repeat(folder):
+    dataset = Dataset(folder, SMALL_DIA)
+    settings = BatchSettings(rows=768, seed=3, text_dropout=0.5, prompt_probability=0.5)
+    stream = batches(dataset, settings)
+    first = [next(stream) for _ in range(12)]
+    again = batches(dataset, settings, start=5)
+    for before in first[5:]:
+        after = next(again)
+        for name in before:
+            np.testing.assert_array_equal(before[name], after[name])
+    hidden = np.concatenate([(batch["text"] == 0).all(axis=1) for batch in first])
+    assert 0 < hidden.mean() < 1
+    assert all(batch["text_mask"].any(axis=1).all() for batch in first)  # hidden, but of the length it was
+
+    # Which clips a batch holds shows in their first codes.
+    firsts = {tuple(dataset.codes[item.first]): number for number, item in enumerate(dataset.items)}
+    delays = np.asarray(SMALL_DIA.delay_pattern)
+    seen: set[int] = set()
+    count = 0
+    for batch in first:
+        seen |= {firsts[tuple(grid[1 + delays, np.arange(9)])] for grid in batch["grid"]}
+        count += 1
+        if len(seen) == len(dataset.items):
+            break
+    assert len(seen) == len(dataset.items)
+    assert count <= len(first)
+
+
+def test_batches_are_multiples_of_the_devices(folder):
+    dataset = Dataset(folder, SMALL_DIA)
+    stream = batches(dataset, BatchSettings(rows=512, multiple=8))
+    assert all(len(next(stream)["grid"]) % 8 == 0 for _ in range(8))
+
+
+def test_what_is_no_data_is_told(folder, tmp_path):
+    with pytest.raises(DataError, match="dia-jax prepare"):
+        Dataset(tmp_path / "nothing", SMALL_DIA)
+    other = dataclasses.replace(SMALL_DIA, decoder=dataclasses.replace(SMALL_DIA.decoder, max_length=256))
+    with pytest.raises(DataError, match="takes"):
+        Dataset(folder, other)
+    with pytest.raises(DataError, match="another codec"):
+        Writer(folder, DacConfig(encoder_size=2))
+    (folder / "codes.bin").write_bytes(b"")
+    with pytest.raises(DataError, match="shorter"):
+        Dataset(folder, SMALL_DIA)
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "x").write_text("")
+    with pytest.raises(DataError, match="not empty"):
+        Writer(tmp_path / "full", SMALL_DAC)

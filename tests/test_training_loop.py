@@ -1,0 +1,249 @@
+"""A run: that it learns, goes on after kill -9 to the same bits, and makes the same of 1 and of 8 devices."""
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+from dia_jax import CheckpointError, Dia, DiaConfig, convert, load_params, open_checkpoint, save_params
+from dia_jax.config import DecoderConfig, EncoderConfig
+from dia_jax.small import SMALL_DAC, random_params
+from dia_jax.training.data import BatchSettings, Dataset, Writer, make_batch
+from dia_jax.training.loop import TrainSettings, initial_state, make_mesh, make_program, shardings, train
+from dia_jax.training.loss import LossSettings
+from dia_jax.training.run import TrainingError
+
+CONFIG = DiaConfig(
+    encoder=EncoderConfig(num_layers=1, hidden_size=32, mlp_size=64, num_heads=2, num_kv_heads=2, head_dim=16),
+    decoder=DecoderConfig(
+        num_layers=1,
+        hidden_size=32,
+        mlp_size=64,
+        num_heads=2,
+        num_kv_heads=1,
+        head_dim=16,
+        cross_num_heads=2,
+        cross_num_kv_heads=2,
+        cross_head_dim=16,
+    ),
+)
+SETTINGS = TrainSettings(
+    steps=6,
+    learning_rate=1e-2,
+    warmup_steps=2,
+    dtype="float32",
+    ema_decay=0.9,
+    batch=BatchSettings(rows=512),
+    loss=LossSettings(remat=False),
+    log_every=2,
+    save_every=2,
+)
+
+
+def write_data(folder) -> None:
+    """Eight clips of one bucket, each the same frame again and again."""
+    rng = np.random.default_rng(0)
+    with Writer(folder, SMALL_DAC) as writer:
+        for i in range(8):
+            codes = np.tile(rng.integers(0, 1024, (1, 9)), (60 + i, 1))
+            writer.add(codes, f"[S1] Clip {i}.")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data") / "data"
+    write_data(folder)
+    return folder
+
+
+def values(folder) -> dict[str, np.ndarray]:
+    _, params = load_params(open_checkpoint(folder))
+    return {".".join(map(str, path)): np.asarray(value[...]) for path, value in nnx.to_flat_state(params)}
+
+
+def lines(run) -> list[dict]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_it_learns_and_what_it_made_loads_everywhere(data, tmp_path):
+    settings = dataclasses.replace(SETTINGS, steps=60, ema_decay=0.0, save_every=60)
+    made = train(tmp_path / "run", data, settings, base=CONFIG, validation=data)
+    noted = lines(tmp_path / "run")
+    losses = [line["loss"] for line in noted if "loss" in line]
+    assert losses[0] > 6
+    assert losses[-1] < 3
+    assert noted[-1]["validation_loss"] < 3
+    assert len(noted[0]["channels"]) == 9
+    assert (tmp_path / "run" / "loss.png").stat().st_size > 1000
+    convert(made, tmp_path / "theirs", layout="transformers", verify=True)
+    dia = Dia.from_pretrained(tmp_path / "theirs", load_codec=False)
+    assert dia.generate_codes("[S1] Clip 1.", max_tokens=4, seed=0).shape[1] == 9
+
+
+CHILD = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from test_training_loop import CONFIG, SETTINGS, train
+train(sys.argv[2], sys.argv[3], SETTINGS, base=CONFIG)
+"""
+
+
+def test_kill_9_loses_nothing_but_the_steps_since_the_last_checkpoint(data, tmp_path):
+    whole = train(tmp_path / "whole", data, SETTINGS, base=CONFIG)
+    run = tmp_path / "run"
+    command = [sys.executable, "-c", CHILD, os.path.dirname(__file__), str(run), str(data)]
+    child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 300
+    # Killed when the first checkpoint appears, while the next one is on its way or being written.
+    while not (run / "checkpoints").exists() or not any(p.name.isdigit() for p in (run / "checkpoints").iterdir()):
+        assert child.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+    child.send_signal(signal.SIGKILL)
+    child.wait()
+    assert not (run / "model").exists()
+    again = train(run, data, SETTINGS, base=CONFIG)
+    for path, value in values(whole).items():
+        assert values(again)[path].tobytes() == value.tobytes(), path
+    clock = {"frames_per_second"}
+    strip = [{name: value for name, value in line.items() if name not in clock} for line in lines(run)]
+    assert strip == [
+        {name: value for name, value in line.items() if name not in clock} for line in lines(tmp_path / "whole")
+    ]
+
+
+def test_a_run_of_other_settings_is_refused(data, tmp_path):
+    train(tmp_path / "run", data, dataclasses.replace(SETTINGS, steps=2), base=CONFIG)
+    with pytest.raises(TrainingError, match=r"learning_rate was 0\.01 and is 0\.5"):
+        train(tmp_path / "run", data, dataclasses.replace(SETTINGS, learning_rate=0.5), base=CONFIG)
+    with pytest.raises(TrainingError, match="steps is 0"):
+        dataclasses.replace(SETTINGS, steps=0)
+
+
+def test_a_loss_that_is_no_number_ends_the_run(data, tmp_path):
+    settings = dataclasses.replace(SETTINGS, learning_rate=1e30, warmup_steps=0, clip_norm=1e30)
+    with pytest.raises(TrainingError, match="lower learning rate"):
+        train(tmp_path / "run", data, settings, base=CONFIG)
+
+
+def test_accumulated_batches_are_one_larger_batch(data):
+    settings = dataclasses.replace(SETTINGS, ema_decay=0.0)
+    dataset = Dataset(data, CONFIG)
+    equal = [dataclasses.replace(item, frames=60) for item in dataset.items]  # as many slots in each half
+    program, _, frozen = make_program(CONFIG, settings)
+    mesh = make_mesh(1)
+    state = initial_state(program, random_params(CONFIG)[1], mesh)
+    step = jax.jit(program.step)
+    whole, _ = step(state, frozen, [make_batch(dataset, equal)])
+    halves, _ = step(state, frozen, [make_batch(dataset, equal[:4]), make_batch(dataset, equal[4:])])
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), jax.device_get(whole.trained), halves.trained
+    )
+
+
+DEVICES = """
+import sys
+sys.path.insert(0, sys.argv[1])
+import jax, numpy as np
+from test_training_loop import *
+from dia_jax.training.loop import compile_step
+assert len(jax.devices()) == 8
+dataset = Dataset(sys.argv[2], CONFIG)
+batch = make_batch(dataset, dataset.items)
+results = {}
+for name, fsdp, devices in (("one", 1, jax.devices()[:1]), ("data", 1, None), ("both", 4, None), ("fsdp", 8, None)):
+    program, _, frozen = make_program(CONFIG, SETTINGS)
+    mesh = make_mesh(fsdp, devices)
+    state = initial_state(program, random_params(CONFIG)[1], mesh)
+    step = compile_step(program, mesh, state, frozen)
+    state, _ = step(state, frozen, [batch])
+    if name == "fsdp":
+        kernels = [x for x in jax.tree.leaves(state.optimizer) if x.ndim == 2]
+        assert all(len(x.addressable_shards) == 8 and x.addressable_shards[0].data.size == x.size // 8 for x in kernels)
+    results[name] = jax.device_get(state.trained)
+for name in ("data", "both", "fsdp"):
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5, rtol=0), results["one"], results[name])
+"""
+
+
+def test_one_device_and_eight_make_the_same_step(data):
+    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+    command = [sys.executable, "-c", DEVICES, os.path.dirname(__file__), str(data)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def test_a_mesh_that_does_not_fit_is_refused():
+    with pytest.raises(TrainingError, match="it must divide them"):
+        make_mesh(3, list(range(4)))
+
+
+def test_lora_trains_adapters_alone_and_they_merge_on_loading(data, tmp_path):
+    save_params(tmp_path / "base", CONFIG, random_params(CONFIG)[1])
+    settings = dataclasses.replace(SETTINGS, lora_rank=4, lora_alpha=8.0, ema_decay=0.0, steps=4)
+    made = train(tmp_path / "run", data, settings, base=tmp_path / "base")
+    assert {path.name for path in made.iterdir()} == {"adapter.json", "adapter.safetensors"}
+    noted = lines(tmp_path / "run")
+    assert noted[-1]["loss"] < noted[0]["loss"]
+
+    # The merged model is the trained one.
+    program, trained, frozen = make_program(CONFIG, settings)
+    kernels = {path: value for path, value in values(tmp_path / "base").items() if path.endswith("_proj.weight")}
+    merged = Dia.from_pretrained(tmp_path / "base", adapter=made, load_codec=False)
+    changed = {".".join(map(str, p)): np.asarray(v[...]) for p, v in nnx.to_flat_state(merged.params)}
+    assert all(not np.array_equal(changed[path], kernel) for path, kernel in kernels.items())
+    np.testing.assert_array_equal(
+        changed["decoder.logits_dense.weight"], values(tmp_path / "base")["decoder.logits_dense.weight"]
+    )
+
+    from safetensors.numpy import load_file
+
+    from dia_jax.training.loop import _below_adapters
+
+    adapters = load_file(made / "adapter.safetensors")
+    state = nnx.from_flat_state(
+        [(p, v.replace(adapters[".".join(map(str, p))])) for p, v in nnx.to_flat_state(trained)]
+    )
+    below = _below_adapters(load_params(open_checkpoint(tmp_path / "base"))[1], frozen)
+    dataset = Dataset(data, CONFIG)
+    batch = make_batch(dataset, dataset.items[:2])
+    beside = program.model(state, below)(batch["text"], batch["grid"][:, :-1])
+    inside = nnx.merge(merged.graphdef, merged.params)(batch["text"], batch["grid"][:, :-1])
+    np.testing.assert_allclose(beside, inside, atol=1e-4)
+
+
+def test_an_adapter_of_another_model_is_refused(data, tmp_path):
+    save_params(tmp_path / "base", CONFIG, random_params(CONFIG)[1])
+    settings = dataclasses.replace(SETTINGS, lora_rank=2, steps=1, ema_decay=0.0)
+    made = train(tmp_path / "run", data, settings, base=tmp_path / "base")
+    other = dataclasses.replace(CONFIG, encoder=dataclasses.replace(CONFIG.encoder, mlp_size=96))
+    save_params(tmp_path / "other", other, random_params(other)[1])
+    with pytest.raises(CheckpointError, match="does not go with this model"):
+        Dia.from_pretrained(tmp_path / "other", adapter=made, load_codec=False)
+    with pytest.raises(CheckpointError, match="not a usable adapter"):
+        Dia.from_pretrained(tmp_path / "base", adapter=tmp_path / "nothing", load_codec=False)
+    convert(tmp_path / "base", tmp_path / "int8", quantize="int8")
+    with pytest.raises(CheckpointError, match="int8"):
+        Dia.from_pretrained(tmp_path / "int8", adapter=made, load_codec=False)
+
+
+def test_bfloat16_computes_over_float32_weights(data, tmp_path):
+    settings = dataclasses.replace(SETTINGS, dtype="bfloat16", steps=4, loss=LossSettings(remat=True))
+    made = train(tmp_path / "run", data, settings, base=CONFIG)
+    assert open_checkpoint(made).dtype == "float32"
+    noted = lines(tmp_path / "run")
+    assert noted[-1]["loss"] < noted[0]["loss"]
+
+
+def test_shardings_spread_the_longest_axis():
+    mesh = make_mesh(1)
+    tree = {"kernel": jax.ShapeDtypeStruct((8, 4), np.float32), "norm": jax.ShapeDtypeStruct((3,), np.float32)}
+    assert all(s.spec == jax.sharding.PartitionSpec() for s in jax.tree.leaves(shardings(mesh, tree)))
