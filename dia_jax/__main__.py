@@ -59,6 +59,8 @@ class Generate:
     """Where to write: .wav, .flac, .ogg or .mp3. Several scripts are numbered: dia-1.wav, dia-2.wav, ..."""
     stream: bool = False
     """Write while it is made: a .wav file that grows, or with --output - 16-bit mono PCM at 44.1 kHz for a player."""
+    picture: bool = False
+    """Draw each clip's spectrogram with the script under it, into a .png beside it."""
     model: str = "nari-labs/Dia-1.6B-0626"
     """A hub repo, or a local directory or file, in any layout."""
     codec: str | None = None
@@ -100,6 +102,7 @@ class Generate:
 
     def run(self) -> None:
         from dia_jax.audio import check_growable, check_writable, read_audio
+        from dia_jax.picture import check_drawable, draw
         from dia_jax.pipeline import SAMPLE_RATE, Dia, check_seed, check_settings
 
         if self.prompt_text is not None and self.audio_prompt is None:
@@ -115,6 +118,10 @@ class Generate:
         if self.audio_prompt is not None:
             prompt = (read_audio(self.audio_prompt, rate=SAMPLE_RATE), SAMPLE_RATE)
         outputs = [self.output]
+        if self.picture:
+            check_drawable()
+            if self.stream:
+                raise DiaError("--picture shows a whole clip, and --stream writes parts; leave one out.")
         if self.stream:
             if len(texts) > 1:
                 raise DiaError(f"--stream speaks one script, not {len(texts)}.")
@@ -157,6 +164,8 @@ class Generate:
             dia.save_audio(outputs[index], clip)
             seconds.append(len(clip) / SAMPLE_RATE)
             tqdm.write(f"{outputs[index].absolute()}: {seconds[-1]:.2f} s of audio, seed {seed}")
+            if self.picture and len(clip):
+                draw(outputs[index].with_suffix(".png"), clip, texts[index], rate=SAMPLE_RATE)
 
         dia.generate(texts, on_clip=save, batch_size=self.batch_size, progress=not self.quiet, **settings)
         took = time.monotonic() - began
@@ -360,9 +369,9 @@ class MakeSmall:
 class Prepare:
     """Turn recordings and transcripts into codes to train on.
 
-    The source is a folder of audio files, each with its transcript beside it (clip.wav, clip.txt), or a JSONL file whose
-    lines have "path", "text" and perhaps "voice". Transcripts are scripts: they begin with [S1] or [S2]. A run that is
-    broken off goes on where it was; clips that cannot be used are listed with the reason in refused.jsonl.
+    The source is a folder of audio files, each with its transcript beside it (clip.wav, clip.txt), or a JSONL file
+    whose lines have "path", "text" and perhaps "voice". Transcripts are scripts: they begin with [S1] or [S2]. A run
+    that is broken off goes on where it was; clips that cannot be used are listed with the reason in refused.jsonl.
 
     Try:
 

@@ -213,7 +213,7 @@ def test_arguments_that_do_not_parse_exit_with_2():
         assert error.value.code == 2
 
 
-@pytest.mark.parametrize("command", ["generate", "convert", "info", "make-small"])
+@pytest.mark.parametrize("command", ["generate", "convert", "prepare", "train", "train-codec", "info", "make-small"])
 def test_help_teaches_by_example(command: str, capsys: pytest.CaptureFixture):
     with pytest.raises(SystemExit) as error:
         run([command, "--help"])
@@ -238,3 +238,47 @@ def test_the_convert_scripts(small: Path, tmp_path: Path):
         result = subprocess.run(command, capture_output=True, text=True, check=True)
         assert "every tensor verified" in result.stdout
     assert (tmp_path / "b" / "model.safetensors").exists()
+
+
+def test_a_picture_beside_the_sound(
+    small: Path, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+):
+    assert generate(small, TEXT, "-o", tmp_path / "x.wav", "--seed", 0, "--picture") == 0
+    assert (tmp_path / "x.png").read_bytes().startswith(b"\x89PNG")
+    assert generate(small, TEXT, "-o", tmp_path / "y.wav", "--picture", "--stream") == 2
+    assert "leave one out" in capsys.readouterr().err
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert generate(small, TEXT, "-o", tmp_path / "z.wav", "--picture") == 2
+    assert "dia_jax[picture]" in capsys.readouterr().err
+    assert not (tmp_path / "z.wav").exists()
+
+
+def test_from_recordings_to_an_adapter_that_speaks(small: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
+    recordings = tmp_path / "recordings"
+    recordings.mkdir()
+    for i in range(2):
+        soundfile.write(recordings / f"{i}.wav", 0.3 * np.sin(np.arange(22_050) * (0.03 + 0.01 * i)), 44_100)
+        (recordings / f"{i}.txt").write_text("[S1] A tone." if i else "A tone.")
+    assert run(["prepare", str(recordings), str(tmp_path / "data"), "--codec", str(small / "dac"), "--quiet"]) == 0
+    told = capsys.readouterr().out
+    assert "1 clips" in told
+    assert "0.wav: The script begins with 'A tone.', not with a speaker tag" in told
+    command = ["train", str(tmp_path / "run"), str(tmp_path / "data"), "--base", str(small), "--lora-rank", "2"]
+    command += ["--steps", "2", "--rows", "128", "--dtype", "float32", "--save-every", "1", "--quiet"]
+    assert run([*command, "--sample", TEXT, "--codec", str(small / "dac")]) == 0
+    assert (tmp_path / "run" / "samples" / "0000002-0.wav").exists()
+    assert generate(small, TEXT, "-o", tmp_path / "x.wav", "--adapter", tmp_path / "run" / "adapter") == 0
+    assert run([*command, "--learning-rate", "1"]) == 2
+    assert "learning_rate was 0.0001 and is 1.0" in capsys.readouterr().err
+    assert run([*command, "--config", str(small / "config.json")]) == 2
+    assert run(["train", str(tmp_path / "other"), str(tmp_path / "nothing"), "--base", str(small)]) == 2
+    assert "dia-jax prepare" in capsys.readouterr().err
+
+
+def test_train_codec_from_the_command_line(small: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
+    soundfile.write(tmp_path / "a.wav", 0.3 * np.sin(np.arange(44_100) * 0.03), 44_100)
+    command = ["train-codec", str(tmp_path / "run"), str(tmp_path), "--base", str(small / "dac"), "--decoder-only"]
+    assert run([*command, "--steps", "1", "--clips", "1", "--frames", "8", "--quiet"]) == 0
+    assert generate(small, TEXT, "-o", tmp_path / "x.wav", "--codec", tmp_path / "run" / "codec") == 0
+    assert run([*command, "--clips", "0"]) == 2
+    assert "clips is 0" in capsys.readouterr().err

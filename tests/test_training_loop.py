@@ -188,7 +188,7 @@ def test_a_mesh_that_does_not_fit_is_refused():
 
 def test_lora_trains_adapters_alone_and_they_merge_on_loading(data, tmp_path):
     save_params(tmp_path / "base", CONFIG, random_params(CONFIG)[1])
-    settings = dataclasses.replace(SETTINGS, lora_rank=4, lora_alpha=8.0, ema_decay=0.0, steps=4)
+    settings = dataclasses.replace(SETTINGS, lora_rank=4, lora_alpha=8.0, ema_decay=0.0, steps=4, loss=LossSettings())
     made = train(tmp_path / "run", data, settings, base=tmp_path / "base")
     assert {path.name for path in made.iterdir()} == {"adapter.json", "adapter.safetensors"}
     noted = lines(tmp_path / "run")

@@ -1,11 +1,11 @@
-"""A small DAC that is computed and not trained: an MDCT, its principal components and k-means, written into DAC's weights.
+"""A small DAC that is computed and not trained: an MDCT, principal components and k-means, written into DAC's weights.
 
-Snake with a tiny alpha is the identity and a residual unit whose last kernel is zero passes its input on, so the strided
-convolutions can be made to do plain linear algebra. The first three sort 64 samples into 64 channels; the last one,
-1024 samples wide, holds the product of an MDCT and the principal components of the speech it is made for. The decoder is
-the transpose of that, and the MDCT's overlap makes it exact but for the components that were left out. Each codebook
-looks up the seven directions in which the residual varies most; its eighth dimension is a large constant, which turns
-DAC's search by angle into one by distance.
+Snake with a tiny alpha is the identity and a residual unit whose last kernel is zero passes its input on, so the
+strided convolutions can be made to do plain linear algebra. The first three sort 64 samples into 64 channels; the
+last one, 1024 samples wide, holds the product of an MDCT and the principal components of the speech it is made for.
+The decoder is the transpose of that, and the MDCT's overlap makes it exact but for the components that were left out.
+Each codebook looks up the seven directions in which the residual varies most; its eighth dimension is a large
+constant, which turns DAC's search by angle into one by distance.
 """
 
 import numpy as np
@@ -17,6 +17,8 @@ from dia_jax.config import DacConfig
 CONFIG = DacConfig(encoder_size=8, decoder_size=256)
 LINEAR = 1e-4  # alpha of a Snake that should not be heard
 BINS = 192  # of the MDCT's 512: up to 8.3 kHz
+STAY = (1.0, 0.7, 0.4, 0.2, 0.1, 0.0, 0.0, 0.0, 0.0)
+"""See `encode`."""
 WEIGHTING = 0.75  # how far loud bins are made equal to quiet ones
 
 
@@ -110,7 +112,7 @@ def _codebooks(
             spare = points[rng.integers(len(points), size=size)]
             entries = np.where(counts[:, None] > 0, sums / np.maximum(counts, 1)[:, None], spare)
         residual -= entries[_nearest(points, entries)] @ directions.T
-        constant = 20 * np.quantile(np.linalg.norm(points, axis=1), 0.999)
+        constant = 3 * np.quantile(np.linalg.norm(points, axis=1), 0.999)
         name = f"quantizer.quantizers.{number}"
         values[f"{name}.in_proj.weight"][0, :, :dims] = directions
         values[f"{name}.in_proj.bias"][dims] = constant
@@ -133,17 +135,25 @@ def kernels(params: nnx.State) -> dict[str, np.ndarray]:
 
 
 def encode(values: dict[str, np.ndarray], samples: np.ndarray) -> np.ndarray:
-    """The codes of a clip, int16 [T, C], by a few products: what DAC's encoder computes with these weights, 50 times faster.
+    """The codes of a clip, int16 [T, C]: those of DAC's encoder, but that a code stays until another is clearly better.
 
-    Near-ties can fall otherwise than there.
+    A frame keeps the code of the one before unless the new one is nearer by `STAY` times the codebook's mean squared
+    distance. The later codebooks make up for what that costs, and there is less to be learnt.
     """
     kernel = values[f"encoder.block.{len(CONFIG.strides) - 1}.conv1.weight"][:, : CONFIG.hop // CONFIG.strides[-1]]
     residual = frames_of(samples, CONFIG.hop).astype(np.float32) @ kernel.reshape(-1, CONFIG.latent_size)
     codes = []
     dims = CONFIG.codebook_dim - 1
-    for number in range(CONFIG.num_codebooks):
+    for number, stay in enumerate(STAY):
         name = f"quantizer.quantizers.{number}"
         entries, directions = values[f"{name}.codebook"][:, :dims], values[f"{name}.in_proj.weight"][0, :, :dims]
-        codes.append(_nearest(residual @ directions, entries))
-        residual = residual - entries[codes[-1]] @ directions.T
+        points = residual @ directions
+        squares = np.square(points).sum(axis=1)[:, None] + np.square(entries).sum(axis=1)
+        distances = squares - 2 * points @ entries.T
+        chosen, price = distances.argmin(axis=1), stay * distances.min(axis=1).mean()
+        for t in range(1, len(chosen)):
+            if distances[t, chosen[t - 1]] - price <= distances[t, chosen[t]]:
+                chosen[t] = chosen[t - 1]
+        codes.append(chosen)
+        residual = residual - entries[chosen] @ directions.T
     return np.stack(codes, axis=1).astype(np.int16)

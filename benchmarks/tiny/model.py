@@ -25,7 +25,7 @@ def settings(steps: int) -> TrainSettings:
     """The run. float32, because that is what a CPU is fast at."""
     return TrainSettings(
         steps=steps,
-        learning_rate=1e-3,
+        learning_rate=2e-3,
         warmup_steps=200,
         dtype="float32",
         ema_decay=0.998,

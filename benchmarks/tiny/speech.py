@@ -1,16 +1,17 @@
 """The teacher of the small voice: sentences to speech whose codec frames repeat.
 
-hibari-tts (Apache-2.0, weights inside the package) says how long each phoneme is and how a spectral envelope moves, 80
-frames a second: one for the voiced part, one for the breath. The waveform is made here and not by it, locked to the
-codec: each of its frames becomes one hop of 512 samples, the pitch is a whole multiple of the frame rate (86.13 Hz), and
-the breath is one hop of noise said again and again. So a frame's samples depend on the envelopes around it and on
-nothing else, and what has to be learnt of speech is small. It sounds monotonous, and whisper understands it.
+hibari-tts (Apache-2.0, weights inside the package) says how long each phoneme is and how a spectral envelope moves,
+80 frames a second: one for the voiced part, one for the breath. The waveform is made here and not by it, locked to
+the codec: each of its frames becomes one hop of 512 samples, the pitch is a whole multiple of the frame rate (86.13
+Hz), and the breath is one hop of noise said again and again. So a frame's samples depend on the envelopes around it
+and on nothing else, and what has to be learnt of speech is small. It sounds monotonous, and whisper understands it.
 
 Knows no model; needs hibari-tts, onnx and numpy (requirements.txt).
 """
 
 import dataclasses
 import functools
+import itertools
 from pathlib import Path
 
 import hibari
@@ -24,6 +25,7 @@ WINDOW = 2048
 TEACHER_BIN = 20.0  # Hz between the teacher's 601 bins
 TEACHER_WINDOW = 1200
 HIGHEST = 8000  # Hz
+BANDS = 32  # of an envelope, equally wide in mel: fewer directions in which sound can vary, and clearer speech
 LOUDNESS = 0.05  # root mean square of every voice
 QUIET = 0.002  # root mean square of a frame that counts as silent
 BEFORE, AFTER = 4, 6  # silent frames that are kept at either end
@@ -96,7 +98,21 @@ def envelopes(sentence: str, *, speed: float = 1.15) -> Envelopes:
     each = 2 * outputs[-1].reshape(-1).astype(int)  # frames of a phoneme: the teacher counts pairs
     breath = np.logaddexp(2 * np.minimum(noise, 7), 2 * np.minimum(rough, 7) - np.log(2)) / 2
     starts = _byte_starts(sentence, phonemes[0], np.concatenate([[0], np.cumsum(each)]))
-    return Envelopes(np.minimum(voiced, 7), breath, (pitch > 40).astype(np.float32), starts)
+    return Envelopes(_smooth(np.minimum(voiced, 7)), _smooth(breath), (pitch > 40).astype(np.float32), starts)
+
+
+def _smooth(log: np.ndarray) -> np.ndarray:
+    """Means over mel bands, joined by straight lines: [601, T] in and out."""
+    mel = np.linspace(0, np.log10(1 + HIGHEST / 700), BANDS + 1)[1:]
+    centres, bins = 700 * (10**mel - 1) / TEACHER_BIN, np.arange(len(log))
+    edges = np.concatenate([[0], (centres[1:] + centres[:-1]) / 2, [centres[-1] + 1]])
+    means = [
+        log[int(np.ceil(low)) : max(int(np.ceil(high)), int(np.ceil(low)) + 1)].mean(axis=0)
+        for low, high in itertools.pairwise(edges)
+    ]
+    left = np.clip(np.searchsorted(centres, bins, side="right") - 1, 0, BANDS - 2)
+    part = np.clip((bins - centres[left]) / (centres[left + 1] - centres[left]), 0, 1)[:, None]
+    return np.stack(means)[left] * (1 - part) + np.stack(means)[left + 1] * part
 
 
 def _byte_starts(sentence: str, phonemes: str, edges: np.ndarray) -> np.ndarray:

@@ -1,274 +1,71 @@
 """What the small voice can say: its words, and a grammar that makes sentences of them.
 
-Half of the training text is sentences, half is strings of words without sense, so that a word must be read and cannot be
-guessed from the one before. Sentences for judging are drawn by the same grammar; those in the training set are left out.
+Half of the training text is sentences, half is strings of words without sense, so that a word must be read and cannot
+be guessed from the one before. Sentences for judging are drawn by the same grammar; those in the training set are
+left out.
 """
 
 import random
 
-PEOPLE = [
-    "man",
-    "woman",
-    "boy",
-    "girl",
-    "friend",
-    "brother",
-    "sister",
-    "mother",
-    "father",
-    "teacher",
-    "doctor",
-    "farmer",
-    "king",
-    "queen",
-    "baby",
-    "child",
-    "uncle",
-]
-ANIMALS = [
-    "cat",
-    "dog",
-    "bird",
-    "horse",
-    "fish",
-    "cow",
-    "mouse",
-    "lion",
-    "tiger",
-    "bear",
-    "sheep",
-    "duck",
-    "rabbit",
-    "monkey",
-    "spider",
-]
-THINGS = [
-    "book",
-    "table",
-    "chair",
-    "window",
-    "door",
-    "box",
-    "letter",
-    "ball",
-    "lamp",
-    "cup",
-    "plate",
-    "knife",
-    "clock",
-    "phone",
-    "camera",
-    "picture",
-    "guitar",
-    "basket",
-    "paper",
-    "pencil",
-    "bottle",
-    "hammer",
-    "ladder",
-    "mirror",
-    "pillow",
-    "blanket",
-    "ticket",
-    "basket",
-    "bicycle",
-    "computer",
-    "machine",
-]
-FOOD = [
-    "bread",
-    "butter",
-    "cheese",
-    "apple",
-    "orange",
-    "banana",
-    "soup",
-    "rice",
-    "cake",
-    "sugar",
-    "coffee",
-    "tea",
-    "milk",
-    "water",
-    "honey",
-    "potato",
-    "chicken",
-]
-PLACES = [
-    "house",
-    "garden",
-    "kitchen",
-    "school",
-    "city",
-    "village",
-    "river",
-    "mountain",
-    "forest",
-    "market",
-    "station",
-    "office",
-    "hospital",
-    "island",
-    "beach",
-    "bridge",
-    "street",
-    "room",
-    "park",
-    "farm",
-    "library",
-    "theater",
-    "airport",
-]
-COLORS = ["red", "blue", "green", "yellow", "black", "white", "brown", "purple"]
-ADJECTIVES = [
-    "old",
-    "young",
-    "big",
-    "small",
-    "happy",
-    "angry",
-    "hungry",
-    "quiet",
-    "beautiful",
-    "strange",
-    "heavy",
-    "little",
-    "clever",
-    "lazy",
-    "gentle",
-    "famous",
-    "cold",
-    "warm",
-    "dark",
-    "bright",
-    "broken",
-    "empty",
-    "simple",
-    "wonderful",
-    "dangerous",
-]
-TRANSITIVE = [
-    "found",
-    "wanted",
-    "carried",
-    "opened",
-    "painted",
-    "washed",
-    "bought",
-    "sold",
-    "took",
-    "moved",
-    "watched",
-    "loved",
-    "lost",
-    "dropped",
-    "followed",
-    "remembered",
-    "needed",
-    "finished",
-    "cleaned",
-    "borrowed",
-    "counted",
-]
-MOTION = ["walked", "ran", "went", "came", "traveled", "returned", "climbed", "wandered", "hurried"]
-SPEECH = ["said", "believed", "remembered", "thought", "explained", "answered"]
-TIMES = (
-    "today yesterday tonight tomorrow every morning|in the evening|before dinner|after breakfast|on Monday|on Friday|"
-    "in the summer|in the winter|last week|next month"
+
+def _words(*lines: str) -> list[str]:
+    return " ".join(lines).split()
+
+
+PEOPLE = _words(
+    "man woman boy girl friend brother sister mother father teacher doctor farmer king queen baby child uncle",
 )
-TIMES = ["today", "yesterday", "tonight", "every morning", *TIMES.split("|")[1:]]
-NUMBERS = ["two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "twelve", "twenty", "hundred"]
-ADVERBS = [
-    "slowly",
-    "quickly",
-    "quietly",
-    "carefully",
-    "suddenly",
-    "always",
-    "never",
-    "often",
-    "together",
-    "alone",
-    "again",
-]
-NAMES = ["Peter", "Anna", "Daniel", "Emma", "Oliver", "Sophia", "Victor", "Maria", "Robert", "Laura"]
-MODALS = ["can", "will", "must", "should", "would", "could"]
-VERBS = [
-    "open",
-    "close",
-    "find",
-    "carry",
-    "paint",
-    "wash",
-    "buy",
-    "sell",
-    "take",
-    "move",
-    "watch",
-    "love",
-    "follow",
-    "remember",
-    "need",
-    "clean",
-    "borrow",
-    "count",
+ANIMALS = _words("cat dog bird horse fish cow mouse lion tiger bear sheep duck rabbit monkey spider")
+THINGS = _words(
+    "book table chair window door box letter ball lamp cup plate knife clock phone camera picture guitar basket",
+    "paper pencil bottle hammer ladder mirror pillow blanket ticket basket bicycle computer machine",
+)
+FOOD = _words(
+    "bread butter cheese apple orange banana soup rice cake sugar coffee tea milk water honey potato chicken",
+)
+PLACES = _words(
+    "house garden kitchen school city village river mountain forest market station office hospital island beach",
+    "bridge street room park farm library theater airport",
+)
+COLORS = _words("red blue green yellow black white brown purple")
+ADJECTIVES = _words(
+    "old young big small happy angry hungry quiet beautiful strange heavy little clever lazy gentle famous cold",
+    "warm dark bright broken empty simple wonderful dangerous",
+)
+TRANSITIVE = _words(
+    "found wanted carried opened painted washed bought sold took moved watched loved lost dropped followed",
+    "remembered needed finished cleaned borrowed counted",
+)
+MOTION = _words("walked ran went came traveled returned climbed wandered hurried")
+SPEECH = _words("said believed remembered thought explained answered")
+NUMBERS = _words("two three four five six seven eight nine ten twelve twenty hundred")
+ADVERBS = _words("slowly quickly quietly carefully suddenly always never often together alone again")
+NAMES = _words("Peter Anna Daniel Emma Oliver Sophia Victor Maria Robert Laura")
+MODALS = _words("can will must should would could")
+VERBS = _words(
+    "open close find carry paint wash buy sell take move watch love follow remember need clean borrow count",
+)
+FUNCTION = _words(
+    "the a in on of and with for to is was are were my your his her our their I you he she we they it this that",
+    "what where who why when how do did does not very too please because but or from near behind under about",
+    "there here yes no",
+)
+TIMES = [
+    "today",
+    "yesterday",
+    "tonight",
+    "every morning",
+    "in the evening",
+    "before dinner",
+    "after breakfast",
+    "on Monday",
+    "on Friday",
+    "in the summer",
+    "in the winter",
+    "last week",
+    "next month",
 ]
 GREETINGS = ["Good morning", "Hello", "Thank you", "Welcome", "Excuse me", "Goodbye"]
-FUNCTION = [
-    "the",
-    "a",
-    "in",
-    "on",
-    "of",
-    "and",
-    "with",
-    "for",
-    "to",
-    "is",
-    "was",
-    "are",
-    "were",
-    "my",
-    "your",
-    "his",
-    "her",
-    "our",
-    "their",
-    "I",
-    "you",
-    "he",
-    "she",
-    "we",
-    "they",
-    "it",
-    "this",
-    "that",
-    "what",
-    "where",
-    "who",
-    "why",
-    "when",
-    "how",
-    "do",
-    "did",
-    "does",
-    "not",
-    "very",
-    "too",
-    "please",
-    "because",
-    "but",
-    "or",
-    "from",
-    "near",
-    "behind",
-    "under",
-    "about",
-    "there",
-    "here",
-    "yes",
-    "no",
-]
 
 
 def _plural(noun: str) -> str:
@@ -348,7 +145,8 @@ class Grammar:
 
     def _motion(self) -> str:
         verb = self._pick(MOTION)
-        return f"{self._subject()} {verb}{self._maybe(self._pick(ADVERBS))} to {self._noun(PLACES)}{self._maybe(self._pick(TIMES))}."
+        how, when = self._maybe(self._pick(ADVERBS)), self._maybe(self._pick(TIMES))
+        return f"{self._subject()} {verb}{how} to {self._noun(PLACES)}{when}."
 
     def _question(self) -> str:
         start = self._pick(["did", "where did", "why did", "when did", "how did"])
@@ -359,22 +157,29 @@ class Grammar:
         return f"{self._pick(NUMBERS)} {self._pick(ADJECTIVES, COLORS)} {noun} were {self._place()}."
 
     def _modal(self) -> str:
-        return f"{self._subject()} {self._pick(MODALS)} {self._pick(['not ', '', ''])}{self._pick(VERBS)} {self._object()}{self._maybe(self._pick(TIMES))}."
+        modal = self._pick(MODALS) + self._pick([" not", "", ""])
+        return f"{self._subject()} {modal} {self._pick(VERBS)} {self._object()}{self._maybe(self._pick(TIMES))}."
 
     def _there(self) -> str:
-        return f"there is {self._pick(['a', 'the'])} {self._pick(COLORS)} {self._pick(THINGS, ANIMALS)} {self._pick(['on', 'under', 'behind', 'near'])} the {self._pick(THINGS, PLACES)}."
+        what = f"{self._pick(['a', 'the'])} {self._pick(COLORS)} {self._pick(THINGS, ANIMALS)}"
+        return f"there is {what} {self._pick(['on', 'under', 'behind', 'near'])} the {self._pick(THINGS, PLACES)}."
 
     def _speech(self) -> str:
-        return f"{self._pick(NAMES)} {self._pick(SPEECH)} that {self._noun(PEOPLE, ANIMALS)} was {self._maybe('very', 0.3)[1:] or 'too'} {self._pick(ADJECTIVES)}."
+        how = self._maybe("very", 0.3)[1:] or "too"
+        who = self._noun(PEOPLE, ANIMALS)
+        return f"{self._pick(NAMES)} {self._pick(SPEECH)} that {who} was {how} {self._pick(ADJECTIVES)}."
 
     def _request(self) -> str:
-        return f"please {self._pick(VERBS)} {self._object()} {self._pick([self._place(), self._pick(TIMES), self._pick(ADVERBS)])}."
+        tail = self._pick([self._place(), self._pick(TIMES), self._pick(ADVERBS)])
+        return f"please {self._pick(VERBS)} {self._object()} {tail}."
 
     def _is(self) -> str:
-        return f"{self._noun(PEOPLE, ANIMALS, THINGS, PLACES)} {self._pick(['is', 'was'])} {self._pick(['very ', 'not ', 'too ', ''])}{self._pick(ADJECTIVES)}."
+        what, how = self._noun(PEOPLE, ANIMALS, THINGS, PLACES), self._pick(["very ", "not ", "too ", ""])
+        return f"{what} {self._pick(['is', 'was'])} {how}{self._pick(ADJECTIVES)}."
 
     def _greeting(self) -> str:
         return f"{self._pick(GREETINGS).lower()}, {self._pick(NAMES)}{self._pick(['.', '!'])}"
 
     def _because(self) -> str:
-        return f"{self._pick(NAMES)} {self._pick(TRANSITIVE)} {self._object()} because it was {self._pick(ADJECTIVES, COLORS)}."
+        why = self._pick(ADJECTIVES, COLORS)
+        return f"{self._pick(NAMES)} {self._pick(TRANSITIVE)} {self._object()} because it was {why}."

@@ -96,7 +96,7 @@ FREE = ("steps", "log_every", "save_every", "keep")
 
 
 def mel_bands(bands: int, window: int, rate: int) -> np.ndarray:
-    """Triangles, equally spaced in mel = 2595 log10(1 + f / 700) (O'Shaughnessy, 1987): float32 [window / 2 + 1, bands].
+    """Triangles, equally spaced in mel = 2595 log10(1 + f / 700) (O'Shaughnessy, 1987): [window / 2 + 1, bands].
 
     Each sums to 1, if it is as wide as a bin at least.
     """

@@ -1,8 +1,8 @@
 """Training data: recordings and transcripts to codes on disk, and from there to batches.
 
 A prepared folder holds `codes.bin` (int16 [frames, C], clip behind clip), `items.jsonl` (a line a clip: text, voice,
-where its codes stand) and `dataset.json` (the codec that made them). A clip counts when its line is whole, so that a run
-that is killed goes on where it was.
+where its codes stand) and `dataset.json` (the codec that made them). A clip counts when its line is whole, so that a
+run that is killed goes on where it was.
 
 Knows files, text and the codec; knows no model but the token ids and delays in its config. Which clips stand in batch
 i, and in what order, follows from the seed and i alone: nothing else needs to be remembered to go on with a run.

@@ -22,11 +22,10 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from orbax.checkpoint import v1 as ocp
 from tqdm import tqdm
 
-from dia_jax.checkpoint import DTYPES, Checkpoint, load_params, open_checkpoint, save_params
+from dia_jax.checkpoint import DTYPES, Checkpoint, abstract_params, load_params, open_checkpoint, save_params
 from dia_jax.config import DiaConfig
 from dia_jax.model import DiaModel
 from dia_jax.pipeline import Codec, Dia
-from dia_jax.small import random_params
 from dia_jax.training.data import BatchSettings, Dataset, batches
 from dia_jax.training.lora import add_lora, save_adapter
 from dia_jax.training.loss import LossSettings, loss
@@ -135,7 +134,8 @@ class Program:
     def model(self, trained: Any, frozen: Any) -> DiaModel:
         """The module in the compute dtype."""
         cast = jax.tree.map(lambda value, dtype: value.astype(dtype), trained, self.dtypes)
-        return nnx.merge(self.graphdef, cast, frozen)
+        # The frozen ones anew too: remat writes into variables, which must be of the trace that it runs in.
+        return nnx.merge(self.graphdef, cast, jax.tree.map(lambda value: value, frozen))
 
     def gradients(self, trained: Any, frozen: Any, batch: Any, step: jax.Array) -> tuple[Any, dict[str, Any]]:
         """Of the loss, by the trained weights; and the loss's parts."""
@@ -289,6 +289,10 @@ def train(
     config: Any = base if checkpoint is None else checkpoint.config
     if not isinstance(config, DiaConfig):
         raise TrainingError(f"{base} holds a DAC codec, not Dia.")
+    if checkpoint is None and settings.lora_rank:
+        raise TrainingError("Adapters need a model to stand beside; name a checkpoint as the base.")
+    if checkpoint is not None and checkpoint.quantize:
+        raise TrainingError(f"{base} is stored in {checkpoint.quantize}; train from one that is not.")
     mesh = make_mesh(settings.fsdp)
     settings = dataclasses.replace(
         settings, batch=dataclasses.replace(settings.batch, seed=settings.seed, multiple=mesh.size)
@@ -297,14 +301,7 @@ def train(
     held_out = None if validation is None else Dataset(validation, config)
     what = {name: value for name, value in dataclasses.asdict(settings).items() if name not in FREE}
     folder = RunFolder(run, what | {"model": config.to_json()})
-    program, trained, frozen = make_program(config, settings)
-    weights = _initial_weights(checkpoint, config, settings)
-    if settings.lora_rank:
-        frozen = _below_adapters(weights, frozen)
-        frozen = jax.device_put(frozen, shardings(mesh, frozen))
-        weights = _initial_adapters(trained, settings.seed)
-    state = initial_state(program, weights, mesh)
-    del weights
+    program, state, frozen = start(config, settings, mesh, checkpoint)
     with folder.checkpoints(settings.keep) as manager:
         state = folder.restore(manager, state)
         texts = sample_texts if codec is not None else ()
@@ -312,14 +309,45 @@ def train(
     return folder.path / ("adapter" if settings.lora_rank else "model")
 
 
-def _initial_weights(checkpoint: Checkpoint | None, config: DiaConfig, settings: TrainSettings) -> nnx.State:
-    """The model's weights: float32 to be trained, in the compute dtype to stand below adapters."""
-    dtype = settings.dtype if settings.lora_rank else "float32"
+def start(
+    config: DiaConfig, settings: TrainSettings, mesh: Mesh, checkpoint: Checkpoint | None = None
+) -> tuple[Program, TrainState, nnx.State]:
+    """A run's program, its state at step 0 and its frozen weights, each where it belongs.
+
+    Args:
+        checkpoint: the weights to begin with; random ones without.
+    """
+    program, trained, frozen = make_program(config, settings)
+    dtype = settings.dtype if settings.lora_rank else "float32"  # below adapters, or to be trained
     if checkpoint is None:
-        return random_params(config, seed=settings.seed, dtype=dtype)[1]
-    if checkpoint.quantize:
-        raise TrainingError(f"{checkpoint.path} is stored in {checkpoint.quantize}; train from one that is not.")
-    return load_params(checkpoint, dtype=dtype)[1]
+        weights = _random_weights(config, settings.seed, dtype)
+    else:
+        weights = load_params(checkpoint, dtype=dtype)[1]
+    if settings.lora_rank:
+        frozen = _below_adapters(weights, frozen)
+        frozen = jax.device_put(frozen, shardings(mesh, frozen))
+        weights = _initial_adapters(trained, settings.seed)
+    return program, initial_state(program, weights, mesh), frozen
+
+
+def _random_weights(config: DiaConfig, seed: int, dtype: str) -> nnx.State:
+    """Small normal weights, deviation 0.02 as in the reference's config, and norms of 1.
+
+    What is added to the stream of L layers is smaller by sqrt(2 L) (GPT-2), so that its scale does not grow with depth.
+    """
+    rng = np.random.default_rng(seed)
+
+    def draw(path: tuple, value: Any) -> jax.Array:
+        if len(value.shape) == 1:
+            return jnp.ones(value.shape, jnp.float32)
+        layers = config.encoder.num_layers if path[0] == "encoder" else config.decoder.num_layers
+        gain = (2 * layers) ** -0.5 if path[-2] in ("o_proj", "wo") else 1.0
+        return jnp.asarray(0.02 * gain * rng.standard_normal(value.shape, np.float32), value.dtype)
+
+    _, abstract = abstract_params(config, dtype)
+    return nnx.from_flat_state(
+        [(path, value.replace(draw(path, value))) for path, value in nnx.to_flat_state(abstract)]
+    )
 
 
 def _below_adapters(weights: nnx.State, frozen: nnx.State) -> nnx.State:

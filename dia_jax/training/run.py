@@ -96,10 +96,11 @@ class RunFolder:
             )
 
     def picture(self, names: Sequence[str], *, unit: str) -> None:
-        """Draws `loss.png`: these metrics over the steps; of a list its first value."""
+        """Draws `loss.png`: these metrics over the steps, as far as they are noted; of a list its first value."""
         from matplotlib.figure import Figure
 
-        lines = [json.loads(line) for line in (self.path / "metrics.jsonl").read_text().splitlines()]
+        path = self.path / "metrics.jsonl"
+        lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
         figure = Figure(figsize=(8, 4.5), layout="constrained")
         axes = figure.subplots()
         axes.set(xlabel="step", ylabel=unit, yscale="log", title=self.path.name)
@@ -108,7 +109,8 @@ class RunFolder:
             if points:
                 axes.plot(*zip(*points, strict=True), label=name.replace("_", " "))
         axes.grid(alpha=0.3)
-        axes.legend()
+        if axes.lines:
+            axes.legend()
         figure.savefig(self.path / "loss.part.png")
         os.replace(self.path / "loss.part.png", self.path / "loss.png")
 

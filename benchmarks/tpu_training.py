@@ -1,0 +1,129 @@
+"""What the TPU's own compiler makes of a full-size training step on a slice of four chips: memory and collectives.
+
+    python -m venv .venv-tpu && .venv-tpu/bin/pip install '.[train]' libtpu
+    .venv-tpu/bin/python benchmarks/tpu_training.py                     # v4-8 and v5e-4, full and LoRA: some minutes
+    .venv-tpu/bin/python benchmarks/tpu_training.py --targets v5e --rows 4096
+
+Needs no TPU: `libtpu` compiles for one on any Linux machine. The weights are spread over the four chips (fsdp=4), the
+computation is bfloat16 over float32 weights, every layer is recomputed in the backward pass. Exits with 1 if a step
+does not fit. Writes benchmarks/results/tpu-training-compiled.json.
+"""
+
+import os
+
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["TPU_SKIP_MDS_QUERY"] = "1"  # there is no TPU to ask
+
+import argparse
+import json
+import re
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import topologies
+
+from dia_jax import DiaConfig
+from dia_jax.small import SMALL_DIA
+from dia_jax.training.loop import (
+    TrainSettings,
+    TrainState,
+    batch_sharding,
+    compile_step,
+    make_mesh,
+    make_program,
+    shardings,
+)
+from dia_jax.training.loss import LossSettings
+
+SLICES = {"v4-8": "v4:2x2x1", "v5e-4": "v5e:2x2"}
+MEMORY_GB = {"v4-8": 32, "v5e-4": 16}
+COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
+
+
+def compile_for(target: str, settings: TrainSettings, config: DiaConfig, clips: int, rows: int) -> dict[str, Any]:
+    """Compiles one step for a slice, from shapes alone."""
+    devices = topologies.get_topology_desc(platform="tpu", topology_name=SLICES[target]).devices
+    mesh = make_mesh(settings.fsdp, list(devices))
+    program, trained, frozen = make_program(config, settings)
+
+    def begin(trained: Any) -> TrainState:
+        return TrainState(jnp.int32(0), trained, program.transform.init(trained), {})
+
+    state = jax.eval_shape(begin, trained)
+
+    def placed(tree: Any) -> Any:
+        return jax.tree.map(
+            lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), tree, shardings(mesh, tree)
+        )
+
+    text, channels = 512, config.decoder.num_channels
+    shapes = {
+        "text": ((clips, text), jnp.int32),
+        "text_mask": ((clips, text), jnp.bool_),
+        "grid": ((clips, rows + 1, channels), jnp.int32),
+        "learnt": ((clips, rows, channels), jnp.bool_),
+        "byte": ((clips, rows), jnp.int32),
+    }
+    batch = {
+        name: jax.ShapeDtypeStruct(shape, dtype, sharding=batch_sharding(mesh))
+        for name, (shape, dtype) in shapes.items()
+    }
+    began = time.perf_counter()
+    compiled = compile_step(program, mesh, state, frozen).lower(placed(state), placed(frozen), [batch]).compile()
+    memory = compiled.memory_analysis()
+    arguments = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
+    counts = {name: len(re.findall(rf" {name}(?:-start)?\(", compiled.as_text())) for name in COLLECTIVES}
+    return {
+        "slice": target,
+        "what": f"LoRA of rank {settings.lora_rank}" if settings.lora_rank else "all weights",
+        "clips": clips,
+        "rows": rows,
+        "gb_a_chip": (arguments + memory.temp_size_in_bytes + memory.generated_code_size_in_bytes) / 1e9,
+        "gb_state": arguments / 1e9,
+        "gb_temporary": memory.temp_size_in_bytes / 1e9,
+        "gb_of": MEMORY_GB[target],
+        "collectives": {name: count for name, count in counts.items() if count},
+        "compile_seconds": time.perf_counter() - began,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--targets", nargs="+", choices=list(SLICES), default=list(SLICES))
+    parser.add_argument("--rows", type=int, default=1024, help="of a clip, 86 a second")
+    parser.add_argument("--clips", type=int, default=8, help="in a batch, a multiple of four")
+    parser.add_argument("--small", action="store_true", help="tiny sizes")
+    parser.add_argument(
+        "--results", type=Path, default=Path(__file__).parent / "results", help="folder of the JSON file"
+    )
+    options = parser.parse_args()
+    config = SMALL_DIA if options.small else DiaConfig()
+    results = []
+    print("| slice | trained | clips x rows | GB a chip | state | temporary | collectives | compile, s |")
+    print("| --- | --- | --- | --- | --- | --- | --- | --- |")
+    for target in options.targets:
+        for rank in (0, 16):
+            settings = TrainSettings(fsdp=4, lora_rank=rank, loss=LossSettings(remat=True))
+            r = compile_for(target, settings, config, options.clips, options.rows)
+            results.append(r)
+            collectives = ", ".join(f"{count} {name}" for name, count in r["collectives"].items())
+            print(
+                f"| {target} | {r['what']} | {r['clips']} x {r['rows']} | {r['gb_a_chip']:.2f} of {r['gb_of']} | "
+                f"{r['gb_state']:.2f} | {r['gb_temporary']:.2f} | {collectives} | {r['compile_seconds']:.0f} |",
+                flush=True,
+            )
+    versions = {name: version(name) for name in ("jax", "libtpu", "flax", "optax")}
+    options.results.mkdir(exist_ok=True)
+    target = options.results / "tpu-training-compiled.json"
+    target.write_text(json.dumps({"versions": versions, "results": results}, indent=2) + "\n")
+    print(f"written to {target}")
+    if any(result["gb_a_chip"] > result["gb_of"] for result in results):
+        raise SystemExit("A step does not fit.")
+
+
+if __name__ == "__main__":
+    main()
