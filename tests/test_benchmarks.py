@@ -17,6 +17,7 @@ ROOT = Path(__file__).parent.parent
         ("speed.py", ["--small", "--rounds", "1", "--steps", "5", "--batches", "1", "2"]),
         ("startup.py", ["--small"]),
         ("quality.py", ["--small", "--rows", "16"]),
+        ("training.py", ["--small", "--clips", "2"]),
         ("memory.py", ["--small", "--layouts", "orbax", "--dtypes", "float32"]),
     ],
 )

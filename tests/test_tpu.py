@@ -1,8 +1,8 @@
-"""The decode loop as the TPU's own compiler makes it: it fits, moves little more than it must, and copies nothing.
+"""What the TPU's own compiler makes of the decode loop (it fits, moves little, copies nothing) and of a training step.
 
 Needs libtpu, in an environment of its own and no TPU (see benchmarks/tpu.py):
 
-    python -m venv .venv-tpu && .venv-tpu/bin/pip install . libtpu pytest
+    python -m venv .venv-tpu && .venv-tpu/bin/pip install '.[train]' libtpu pytest
     .venv-tpu/bin/python -m pytest --noconftest -m tpu tests/test_tpu.py
 """
 
@@ -29,3 +29,16 @@ def test_the_compiled_loop(target: str, tmp_path: Path):
         assert result["over_floor"] <= 1.15
         assert not result["cache_copies"]
         assert not result["relayouts"]
+
+
+@pytest.mark.tpu
+@pytest.mark.parametrize("target", ["v4-8", "v5e-4"])
+def test_the_compiled_training_step(target: str, tmp_path: Path):
+    """All weights and adapters, full size: each fits its slice of four chips."""
+    pytest.importorskip("libtpu")
+    command = [sys.executable, SCRIPT.with_name("tpu_training.py"), "--targets", target, "--results", tmp_path]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    results = json.loads((tmp_path / "tpu-training-compiled.json").read_text())["results"]
+    assert [result["what"] for result in results] == ["all weights", "LoRA of rank 16"]
+    assert all(result["gb_a_chip"] <= result["gb_of"] for result in results)

@@ -34,11 +34,11 @@ class Spoken:
 
 
 def held_out(count: int) -> list[str]:
-    """Sentences that the training set does not hold."""
+    """Sentences that the training set does not hold; four words at least, so that there are many others."""
     grammar, found = vocabulary.Grammar(HELD_OUT), []
     while len(found) < count:
         sentence = grammar.sentence()
-        if sentence not in found:
+        if sentence not in found and sentence.count(" ") >= 3:
             found.append(sentence)
     return found
 
@@ -76,18 +76,19 @@ def speak_all(values: dict[str, np.ndarray], count: int, seed: int, cache: Path)
     cache.
     """
     if not cache.exists():
-        flat: dict[str, np.ndarray] = {}
-        jobs = [(values, i, text, seed) for i, text in enumerate(sentences(count, seed))]
+        texts = sentences(count, seed)
+        flat: dict[str, np.ndarray] = {"texts": np.array(texts)}
+        jobs = [(values, i, text, seed) for i, text in enumerate(texts)]
         with multiprocessing.get_context("fork").Pool() as pool:
             for spoken in tqdm(pool.imap(_speak, jobs, chunksize=20), total=count, desc="speaking"):
                 flat |= spoken
         np.savez(cache.with_suffix(".part.npz"), **flat)
         cache.with_suffix(".part.npz").rename(cache)
-    stored, texts = dict(np.load(cache)), sentences(count, seed)
+    stored = dict(np.load(cache))
     found: tuple[dict[str, list[Spoken]], ...] = ({}, {})
     for name in sorted(key for key in stored if key.endswith("/codes")):
         voice, version, number, _ = name.split("/")
-        spoken = Spoken(texts[int(number)], stored[name], stored[name.replace("codes", "starts")])
+        spoken = Spoken(str(stored["texts"][int(number)]), stored[name], stored[name.replace("codes", "starts")])
         found[version == "near"].setdefault(voice, []).append(spoken)
     return found
 

@@ -407,7 +407,7 @@ class _Run:
             if last or number % settings.log_every == 0:
                 line = means(noted)  # waits for the steps
                 speed = frames / (time.monotonic() - began)
-                rate = float(schedule(settings)(number))
+                rate = float(np.asarray(schedule(settings)(number)))
                 self.folder.note(number, **line, learning_rate=rate, frames_per_second=round(speed, 1))
                 bar.set_postfix(loss=f"{line['loss']:.3f}", frames_per_second=f"{speed:.0f}")
                 noted, frames, began = [], 0, time.monotonic()

@@ -5,7 +5,6 @@ cross-attention be looked at; knows no optimizer and no files.
 """
 
 import dataclasses
-import functools
 from typing import Any
 
 import jax
@@ -48,7 +47,7 @@ def forward(
     Returns:
         float32 [B, T, C, V]; and for each alignment layer the attention of its first head, float32 [B, T, S].
     """
-    maybe_remat = nnx.remat if settings.remat else lambda function: function
+    maybe_remat: Any = nnx.remat if settings.remat else lambda function: function
 
     @maybe_remat
     def encode(layer: EncoderLayer, x: jax.Array) -> jax.Array:
@@ -70,7 +69,7 @@ def forward(
     self_angles = rope_angles(positions, decoder.config.head_dim, decoder.config.rope_theta)
     cross_angles = decoder.cross_angles(positions)
 
-    @functools.partial(maybe_remat)
+    @maybe_remat
     def decode(layer: DecoderLayer, x: jax.Array, encoded: jax.Array) -> tuple[jax.Array, jax.Array]:
         cross = layer.cross_attention.keys_values(encoded, cross_key_angles)
         x, _ = layer.attend_self(x, self_angles, None, start)

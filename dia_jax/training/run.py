@@ -59,10 +59,12 @@ class RunFolder:
     @contextlib.contextmanager
     def checkpoints(self, keep: int) -> Iterator[ocp.training.Checkpointer]:
         """The manager of its checkpoints, of which the last `keep` stay; leaving it waits for what is being saved."""
+        always: Any = ocp.training.save_decision_policies.FixedIntervalPolicy(1)
+        latest: Any = ocp.training.preservation_policies.LatestN(keep)
         manager = ocp.training.Checkpointer(
-            self.path / "checkpoints",
-            save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
-            preservation_policy=ocp.training.preservation_policies.LatestN(keep),
+            str(self.path / "checkpoints"),
+            save_decision_policy=always,
+            preservation_policy=latest,
             cleanup_tmp_directories=True,
         )
         with contextlib.closing(manager):
