@@ -64,7 +64,8 @@ def measure(config: DiaConfig, settings: TrainSettings, clips: int, rows: int, s
         "byte": np.full((clips, rows), -1, np.int32),
     }
     began = time.perf_counter()
-    step = compile_step(program, mesh, state, frozen).lower(state, frozen, [batch]).compile()
+    step = compile_step(program, mesh, state, frozen)
+    step.gradients.lower(state.trained, frozen, batch, state.step).compile()
     compiling = time.perf_counter() - began
     times = []
     for _ in range(steps + 1):

@@ -103,9 +103,9 @@ def test_dead_entries_move_to_where_the_data_is():
     state = CodecState(jnp.int32(0), params, transform.init(params), usage)
     samples = np.random.default_rng(0).standard_normal((2, 2048)).astype(np.float32) * 0.1
     state, parts = update(graphdef, transform, SETTINGS, state, samples)
-    assert parts["revived"] >= 30  # entry 0, and the first of the others, are chosen
     moved = state.params["quantizer"]["quantizers"][0]["codebook"][...]
-    assert np.abs(moved[2:]).max() < 100
+    # All but the few of the far ones that happened to be chosen.
+    assert (np.abs(moved[1:]).max(axis=1) < 100).sum() == parts["revived"] >= 25
 
 
 def test_a_run_learns_goes_on_and_what_it_made_loads(recordings, tmp_path):

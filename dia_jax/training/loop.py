@@ -10,6 +10,7 @@ import functools
 import os
 import shutil
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +94,9 @@ FREE = ("steps", "log_every", "save_every", "sample_every", "keep")
 """Settings that may change when a run is gone on with. (The learning rate's cosine ends at the new number of steps.)"""
 
 
+THIN = 32
+"""Kernels with fewer rows or columns, which are adapters, are not spread."""
+
 PICTURED = ("loss", "channels", "validation_loss", "validation_channel_0_with_another_text")
 
 
@@ -148,10 +152,8 @@ class Program:
         (value, parts), gradients = jax.value_and_grad(of, has_aux=True)(trained)
         return gradients, parts | {"loss": value}
 
-    def step(self, state: TrainState, frozen: Any, accumulated: list[Any]) -> tuple[TrainState, dict[str, jax.Array]]:
-        """One update from the batches in `accumulated`, and what to note of it."""
-        results = [self.gradients(state.trained, frozen, batch, state.step) for batch in accumulated]
-        gradients, parts = jax.tree.map(lambda *each: sum(each) / len(each), *results)
+    def update(self, state: TrainState, gradients: Any) -> tuple[TrainState, jax.Array]:
+        """One update, and the norm of the gradients."""
         updates, optimizer = self.transform.update(gradients, state.optimizer, state.trained)
         trained = optax.apply_updates(state.trained, updates)
         average = state.average
@@ -159,8 +161,7 @@ class Program:
             # Early on the average would be of the random beginning: it runs over what there has been so far.
             decay = jnp.minimum(self.settings.ema_decay, (state.step + 1) / (state.step + 10))
             average = jax.tree.map(lambda old, new: old * decay + new * (1 - decay), average, trained)
-        noted = parts | {"gradient_norm": optax.tree.norm(gradients)}
-        return TrainState(state.step + 1, trained, optimizer, average), noted
+        return TrainState(state.step + 1, trained, optimizer, average), optax.tree.norm(gradients)
 
 
 def schedule(settings: TrainSettings) -> optax.Schedule:
@@ -212,12 +213,15 @@ def make_mesh(fsdp: int, devices: list[Any] | None = None) -> Mesh:
 
 
 def shardings(mesh: Mesh, tree: Any) -> Any:
-    """Each array spread along its longest axis that the fsdp devices divide; what has none is everywhere."""
+    """Each kernel spread along its longest axis that the fsdp devices divide.
+
+    What has none, or is thinner than `THIN`, is everywhere: gathering norms and adapters would cost more than it saves.
+    """
 
     def of(value: Any) -> NamedSharding:
         fsdp = mesh.shape["fsdp"]
-        axes = [axis for axis, size in enumerate(value.shape) if size % fsdp == 0 and size >= fsdp]
-        if fsdp == 1 or not axes:
+        axes = [axis for axis, size in enumerate(value.shape) if size % fsdp == 0]
+        if fsdp == 1 or not axes or value.ndim < 2 or min(value.shape) < THIN:
             return NamedSharding(mesh, PartitionSpec())
         longest = max(axes, key=lambda axis: value.shape[axis])
         return NamedSharding(mesh, PartitionSpec(*(["fsdp" if i == longest else None for i in range(value.ndim)])))
@@ -230,14 +234,57 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
 
 
-def compile_step(program: Program, mesh: Mesh, state: Any, frozen: Any) -> Any:
-    """`program.step` for this mesh: (state, frozen, batches) -> (state, noted). The state that goes in is donated."""
-    everywhere = NamedSharding(mesh, PartitionSpec())
-    return jax.jit(
-        program.step,
-        in_shardings=(shardings(mesh, state), shardings(mesh, frozen), batch_sharding(mesh)),
-        out_shardings=(shardings(mesh, state), everywhere),
-        donate_argnums=0,
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """A program on a mesh. The gradients are compiled once a bucket, the update once.
+
+    Attributes:
+        gradients: (trained, frozen, batch, step) -> (gradients, noted).
+        add: (gradients, gradients) -> their sum; the first are donated.
+        update: (state, sum of gradients, how many) -> (state, norm of their mean); the state is donated.
+    """
+
+    gradients: Any
+    add: Any
+    update: Any
+
+    def __call__(
+        self, state: TrainState, frozen: Any, accumulated: Iterable[Any]
+    ) -> tuple[TrainState, dict[str, jax.Array]]:
+        """One update from the mean gradients of the batches, and what to note of it. The state that goes in is gone."""
+        total, noted = None, []
+        for batch in accumulated:
+            gradients, parts = self.gradients(state.trained, frozen, batch, state.step)
+            total = gradients if total is None else self.add(total, gradients)
+            noted.append(parts)
+        state, norm = self.update(state, total, len(noted))
+        mean = jax.tree.map(lambda *each: sum(each) / len(each), *noted)
+        return state, mean | {"gradient_norm": norm}
+
+
+def compile_step(program: Program, mesh: Mesh, state: Any, frozen: Any) -> Step:
+    """The step of a program, its arrays placed on a mesh."""
+    everywhere, trained = NamedSharding(mesh, PartitionSpec()), shardings(mesh, state.trained)
+
+    def add(one: Any, other: Any) -> Any:
+        return jax.tree.map(jnp.add, one, other)
+
+    def update(state: TrainState, total: Any, count: int) -> tuple[TrainState, jax.Array]:
+        return program.update(state, jax.tree.map(lambda gradient: gradient / count, total))
+
+    return Step(
+        jax.jit(
+            program.gradients,
+            in_shardings=(trained, shardings(mesh, frozen), batch_sharding(mesh), everywhere),
+            out_shardings=(trained, everywhere),
+        ),
+        jax.jit(add, in_shardings=(trained, trained), out_shardings=trained, donate_argnums=0),
+        jax.jit(
+            update,
+            in_shardings=(shardings(mesh, state), trained, everywhere),
+            out_shardings=(shardings(mesh, state), everywhere),
+            donate_argnums=0,
+        ),
     )
 
 
@@ -400,7 +447,7 @@ class _Run:
         for number in range(first + 1, settings.steps + 1):
             accumulated = [next(stream) for _ in range(settings.accumulate)]
             frames += sum(int(batch["learnt"][..., 0].sum()) for batch in accumulated)
-            state, values = step(state, frozen, [self._put(batch) for batch in accumulated])
+            state, values = step(state, frozen, map(self._put, accumulated))
             noted.append(values)
             bar.update()
             last = number == settings.steps

@@ -52,7 +52,8 @@ class RunFolder:
             ]
             if different:
                 raise TrainingError(f"{path} is another run: {'; '.join(different)}. Name a new folder.")
-            _write_whole(settings, json.dumps(what, indent=2) + "\n")
+            if _is_first():
+                _write_whole(settings, json.dumps(what, indent=2) + "\n")
         except OSError as error:
             raise TrainingError(f"Cannot write {path}: {error.strerror}.") from None
 
@@ -80,7 +81,7 @@ class RunFolder:
     def forget_after(self, step: int) -> None:
         """Takes out of the metrics what was noted after the checkpoint that the run goes on from."""
         path = self.path / "metrics.jsonl"
-        if path.exists():
+        if path.exists() and _is_first():
             whole = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
             _write_whole(path, "".join(line for line in whole if json.loads(line)["step"] <= step))
 
@@ -90,8 +91,9 @@ class RunFolder:
         Raises:
             TrainingError: the loss is no number any more.
         """
-        with open(self.path / "metrics.jsonl", "a") as file:
-            file.write(json.dumps({"step": step} | values) + "\n")
+        if _is_first():
+            with open(self.path / "metrics.jsonl", "a") as file:
+                file.write(json.dumps({"step": step} | values) + "\n")
         if not np.isfinite(values.get("loss", 0.0)):
             raise TrainingError(
                 f"The loss is {values['loss']} at step {step}; begin a new run with a lower learning rate."
@@ -99,6 +101,8 @@ class RunFolder:
 
     def picture(self, names: Sequence[str], *, unit: str) -> None:
         """Draws `loss.png`: these metrics over the steps, as far as they are noted; of a list its first value."""
+        if not _is_first():
+            return
         from matplotlib.figure import Figure
 
         path = self.path / "metrics.jsonl"
@@ -120,6 +124,11 @@ class RunFolder:
 def means(noted: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """The mean of each value over the steps, ready for JSON."""
     return {name: np.mean([np.asarray(each[name]) for each in noted], axis=0).round(5).tolist() for name in noted[0]}
+
+
+def _is_first() -> bool:
+    """Of several processes one writes."""
+    return jax.process_index() == 0
 
 
 def _write_whole(path: Path, text: str) -> None:
