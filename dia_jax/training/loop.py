@@ -459,7 +459,8 @@ class _Run:
                 bar.set_postfix(loss=f"{line['loss']:.3f}", frames_per_second=f"{speed:.0f}")
                 noted, frames, began = [], 0, time.monotonic()
             if last or number % settings.save_every == 0:
-                self.manager.save_async(number, state)
+                saved: Any = state
+                self.manager.save_async(number, saved)
                 self._validate(number, state, frozen)
                 self.folder.picture(PICTURED, unit="nats")
             if settings.sample_every and (last or number % settings.sample_every == 0):
