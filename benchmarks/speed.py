@@ -36,7 +36,7 @@ from common import DEVICE, RESULTS, SCRIPT, TORCH_DTYPES, bandwidth, machine, re
 from flax import nnx
 from parity import configs, delayed
 
-from dia_jax import Codec, Dia, DiaConfig, dac
+from dia_jax import Codec, Dia, DiaConfig, SamplingSettings, dac
 from dia_jax.config import DacConfig
 from dia_jax.decode import decode_chunk, prefill
 from dia_jax.pipeline import check_settings
@@ -170,7 +170,7 @@ class Ours:
             model.quantize()
             graphdef, params = nnx.split(model)
         self.dia = Dia(config, graphdef, params, codec=codec)
-        self.settings = check_settings(3.0, 1.2, 0.95, 45)
+        self.settings = check_settings(SamplingSettings())
         self.compile_seconds = 0.0
         self.compiled: set[int] = set()
 

@@ -26,13 +26,11 @@ import ears
 import numpy as np
 import speech
 from common import RESULTS, machine, table, write_results
+from flax import nnx
 
 from dia_jax import Dia, dac
 from dia_jax.training.data import Dataset, Writer, make_batch
 from dia_jax.training.loss import LossSettings, loss
-
-SETTINGS: dict[str, Any] = {"cfg_scale": 1.5, "temperature": 0.3, "top_p": 0.9, "cfg_filter_top_k": 45}
-"""What the model's card recommends, and the command line does."""
 
 ALTO, BASS = speech.VOICES["alto"], speech.VOICES["bass"]
 USUAL = {1: ALTO, 2: BASS}
@@ -46,7 +44,7 @@ def error_rate(pairs: list[tuple[str, np.ndarray]]) -> float:
 
 def speak(dia: Dia, texts: list[str], seed: int, **more: Any) -> list[np.ndarray]:
     seeds = [seed + i for i in range(len(texts))]
-    return dia.generate(texts, seed=seeds, max_tokens=900, batch_size=16, progress=True, **SETTINGS, **more)
+    return dia.generate(texts, seed=seeds, max_tokens=900, batch_size=16, progress=True, **more)
 
 
 def median_pitch(samples: np.ndarray) -> float:
@@ -55,7 +53,7 @@ def median_pitch(samples: np.ndarray) -> float:
 
 def words_and_endings(dia: Dia, texts: list[str], seeds: int) -> dict[str, Any]:
     """Word error rates, and whether clips end where they should."""
-    teacher = [(f"[S{1 + i % 2}] {text}", corpus.say(text, USUAL[1 + i % 2])[0]) for i, text in enumerate(texts)]
+    teacher = [(f"[S{1 + i % 2}] {text}", corpus.say(text, USUAL[1 + i % 2])) for i, text in enumerate(texts)]
     assert dia.codec is not None
     coded = [
         (script, dia.decode_codes(dac.encode_samples(dia.codec.module, samples, config=dia.codec.config)))
@@ -89,13 +87,13 @@ def text_decides(dia: Dia, texts: list[str]) -> dict[str, float]:
         with Writer(Path(folder) / "data", dia.codec.config) as writer:
             for pair in pairs:
                 for text in pair:
-                    samples, _ = corpus.say(text, ALTO)
-                    writer.add(dac.encode_samples(dia.codec.module, samples, config=dia.codec.config), f"[S1] {text}")
+                    codes = dac.encode_samples(dia.codec.module, corpus.say(text, ALTO), config=dia.codec.config)
+                    writer.add(codes, f"[S1] {text}")
         dataset = Dataset(Path(folder) / "data", dia.config)
         batch = make_batch(dataset, dataset.items)
     swapped = np.arange(len(dataset.items)).reshape(-1, 2)[:, ::-1].reshape(-1)
     other = batch | {name: batch[name][swapped] for name in ("text", "text_mask")}
-    model = dia.module()
+    model = nnx.merge(dia.graphdef, dia.params)
     right, wrong = (float(loss(model, each, LossSettings())[1]["channels"][0]) for each in (batch, other))
     return {"right": right, "another": wrong, "difference": wrong - right, "pairs": len(pairs)}
 
@@ -126,7 +124,7 @@ def prompt_followed(dia: Dia, texts: list[str], seed: int) -> dict[str, float]:
         tag, voice = 1 + i % 2, (ALTO, BASS)[(i // 2) % 2]
         beside = dataclasses.replace(voice, pulses=voice.pulses * (1 + rng.choice([-1, 1]) * rng.uniform(0.03, 0.07)))
         scripts.append(f"[S{tag}] {one} [S{tag}] {two}")
-        prompts.append((corpus.say(one, beside)[0], 44_100))
+        prompts.append((corpus.say(one, beside), 44_100))
         wanted.append((beside.pitch, BASS.pitch if voice is ALTO else ALTO.pitch, USUAL[tag] is voice))
     clips = speak(dia, scripts, seed, audio_prompt=prompts)
     right = np.array(
@@ -224,7 +222,8 @@ def main() -> None:
         for part, number in parts:
             rows.append([name, part, f"{number:.3f}" if isinstance(number, float) else number])
     print(table(["check", "", "value"], rows))
-    print(f"written to {write_results(options.results, 'tiny-voice', machine() | {'settings': SETTINGS} | found)}")
+    about = machine() | {"sampling": dataclasses.asdict(dia.config.sampling)}
+    print(f"written to {write_results(options.results, 'tiny-voice', about | found)}")
 
 
 if __name__ == "__main__":

@@ -2,12 +2,11 @@
 
 from dia_jax.audio import AudioError
 from dia_jax.checkpoint import CheckpointError, convert, load_params, open_checkpoint, save_params
-from dia_jax.config import ConfigError, DacConfig, DecoderConfig, DiaConfig, DiaError, EncoderConfig
+from dia_jax.config import ConfigError, DacConfig, DecoderConfig, DiaConfig, DiaError, EncoderConfig, SamplingSettings
 from dia_jax.dac import Dac
 from dia_jax.hub import HubError
 from dia_jax.model import DiaModel
 from dia_jax.pipeline import ClipErrors, Codec, Dia, Interrupted, SettingError
-from dia_jax.sampling import SamplingSettings
 from dia_jax.text import NONVERBAL_TAGS, TextError
 
 __version__ = "0.1.0"

@@ -18,7 +18,8 @@ from typing import Annotated, Any, Literal
 import tyro
 from tqdm import tqdm
 
-from dia_jax.config import DiaError, Variant
+from dia_jax.config import DiaError, SamplingSettings, Variant
+from dia_jax.hub import TINY
 from dia_jax.text import encode_text
 
 Positional = tyro.conf.Positional
@@ -61,8 +62,9 @@ class Generate:
     """Write while it is made: a .wav file that grows, or with --output - 16-bit mono PCM at 44.1 kHz for a player."""
     picture: bool = False
     """Draw each clip's spectrogram with the script under it, into a .png beside it."""
-    model: str = "nari-labs/Dia-1.6B-0626"
-    """A hub repo, or a local directory or file, in any layout."""
+    model: str = TINY
+    """A hub repo such as nari-labs/Dia-1.6B-0626, or a local directory or file, in any layout; tiny is the small
+    demonstration voice in the package."""
     codec: str | None = None
     """Likewise for DAC; by default the model's own dac/ folder, else descript/dac_44khz."""
     audio_prompt: Path | None = None
@@ -71,13 +73,14 @@ class Generate:
     """What is said in the audio prompt, with its speaker tags; it is put in front of each script."""
     max_tokens: int | None = None
     """New frames at most, 86 a second, the prompt not counted; by default all that fits (35 s with the prompt)."""
-    cfg_scale: float = 3.0
-    """How strongly the script guides."""
-    temperature: float = 1.2
+    cfg_scale: float | None = None
+    """How strongly the script guides. This and the next three are by default the model's own; Dia-1.6B's are 3.0, 1.2,
+    0.95 and 45."""
+    temperature: float | None = None
     """0 takes the likeliest token each time."""
-    top_p: float = 0.95
+    top_p: float | None = None
     """Keeps the likeliest tokens up to this probability."""
-    cfg_filter_top_k: int = 45
+    cfg_filter_top_k: int | None = None
     """Keeps this many tokens, the best by the guided logits."""
     seed: int | None = None
     """Makes the result repeatable; without it each run differs, and tells the seed that it drew."""
@@ -103,7 +106,7 @@ class Generate:
     def run(self) -> None:
         from dia_jax.audio import check_growable, check_writable, read_audio
         from dia_jax.picture import check_drawable, draw
-        from dia_jax.pipeline import SAMPLE_RATE, Dia, check_seed, check_settings
+        from dia_jax.pipeline import DEFAULT_REPO, SAMPLE_RATE, Dia, check_seed, check_settings
 
         if self.prompt_text is not None and self.audio_prompt is None:
             raise DiaError("--prompt-text is the transcript of an audio prompt; give --audio-prompt too.")
@@ -111,7 +114,7 @@ class Generate:
         texts = self._texts()
         for text in texts:
             encode_text(text, max_length=sys.maxsize)
-        check_settings(self.cfg_scale, self.temperature, self.top_p, self.cfg_filter_top_k)
+        check_settings(SamplingSettings(), self.cfg_scale, self.temperature, self.top_p, self.cfg_filter_top_k)
         seed = self.seed if self.seed is not None else int.from_bytes(os.urandom(4), "little")
         check_seed(seed)
         prompt = None
@@ -133,6 +136,12 @@ class Generate:
                 outputs = [self.output.with_stem(f"{self.output.stem}-{i + 1}") for i in range(len(texts))]
             for output in outputs:
                 check_writable(output)
+        if self.model == TINY:
+            print(
+                "Speaking with tiny, the small demonstration voice, which knows a few hundred words; "
+                f"for the real one, of 6.4 GB: --model {DEFAULT_REPO}",
+                file=sys.stderr,
+            )
         dia = Dia.from_pretrained(
             self.model,
             codec=self.codec,
@@ -476,15 +485,13 @@ class Train:
 
     def run(self) -> None:
         _needs_train_extra()
-        from dia_jax.config import DiaConfig, read_json
+        from dia_jax.config import DiaConfig
         from dia_jax.hub import resolve
         from dia_jax.pipeline import DEFAULT_REPO, load_codec_from
         from dia_jax.training.data import BatchSettings
         from dia_jax.training.loop import TrainSettings, train
         from dia_jax.training.loss import LossSettings
 
-        if self.base is not None and self.config is not None:
-            raise DiaError("--base and --config are two ways to begin; give one.")
         settings = TrainSettings(
             steps=self.steps,
             learning_rate=self.learning_rate,
@@ -502,9 +509,7 @@ class Train:
         )
         for text in self.sample:
             encode_text(text, max_length=sys.maxsize)
-        base: Any = resolve(self.base or DEFAULT_REPO) if self.config is None else None
-        if self.config is not None:
-            base = DiaConfig.from_json(read_json(self.config))
+        base = _beginning(self.base, self.config, default=DEFAULT_REPO, kind=DiaConfig)
         codec = load_codec_from(resolve(self.codec), progress=not self.quiet) if self.sample else None
         try:
             made = train(
@@ -563,13 +568,10 @@ class TrainCodec:
 
     def run(self) -> None:
         _needs_train_extra()
-        from dia_jax.config import DacConfig, read_json
-        from dia_jax.hub import resolve
+        from dia_jax.config import DacConfig
         from dia_jax.pipeline import DEFAULT_CODEC
         from dia_jax.training.codec import CodecSettings, train_codec
 
-        if self.base is not None and self.config is not None:
-            raise DiaError("--base and --config are two ways to begin; give one.")
         settings = CodecSettings(
             steps=self.steps,
             learning_rate=self.learning_rate,
@@ -579,14 +581,22 @@ class TrainCodec:
             save_every=self.save_every,
             seed=self.seed,
         )
-        base: Any = resolve(self.base or DEFAULT_CODEC) if self.config is None else None
-        if self.config is not None:
-            base = DacConfig.from_json(read_json(self.config))
+        base = _beginning(self.base, self.config, default=DEFAULT_CODEC, kind=DacConfig)
         try:
             made = train_codec(self.folder, self.source, settings, base=base, progress=not self.quiet)
         except KeyboardInterrupt:
             raise KeyboardInterrupt(f"{self.folder} goes on from its last checkpoint by the same command") from None
         print(f"{made}: trained in {self.steps} steps")
+
+
+def _beginning(base: str | None, config: Path | None, *, default: str, kind: Any) -> Any:
+    """What training begins with: a checkpoint's path, or the config of a model to be trained from random weights."""
+    from dia_jax.config import read_json
+    from dia_jax.hub import resolve
+
+    if base is not None and config is not None:
+        raise DiaError("--base and --config are two ways to begin; give one.")
+    return resolve(base or default) if config is None else kind.from_json(read_json(config))
 
 
 def _needs_train_extra() -> None:

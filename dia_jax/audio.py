@@ -3,7 +3,6 @@
 import contextlib
 import io
 import os
-import tempfile
 import wave
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,6 +13,7 @@ import soundfile
 import soxr
 
 from dia_jax.config import DiaError
+from dia_jax.files import new_file
 
 FORMATS = {
     ".wav": ("WAV", "PCM_16"),
@@ -144,22 +144,16 @@ def write_audio(path: str | os.PathLike, samples: np.ndarray, *, rate: int) -> N
     if samples.ndim != 1 or samples.dtype.kind != "f" or not np.isfinite(samples).all():
         raise AudioError(f"Cannot write {path}: {samples.dtype} samples {samples.shape} are not finite floats [n].")
     kind, subtype = FORMATS[path.suffix.lower()]
-    temporary = None
     try:
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.absolute().parent)
-        os.close(handle)
-        os.chmod(temporary, 0o666 & ~_umask())
-        with soundfile.SoundFile(temporary, "w", samplerate=rate, channels=1, format=kind, subtype=subtype) as file:
+        with (
+            new_file(path) as temporary,
+            soundfile.SoundFile(temporary, "w", samplerate=rate, channels=1, format=kind, subtype=subtype) as file,
+        ):
             # In blocks: libsndfile's Vorbis encoder overflows its stack on long single writes.
             for start in range(0, len(samples), BLOCK):
                 file.write(np.clip(samples[start : start + BLOCK], -1.0, 1.0))
-        os.replace(temporary, path)
-        temporary = None
     except (OSError, soundfile.LibsndfileError) as error:
         raise AudioError(f"Cannot write {path}: {error}.") from None
-    finally:
-        if temporary:
-            os.unlink(temporary)
 
 
 def pcm16(samples: np.ndarray) -> bytes:
@@ -208,9 +202,3 @@ def growing_wav(path: str | os.PathLike, *, rate: int) -> Iterator[Callable[[np.
             yield append
     except OSError as error:
         raise AudioError(f"Cannot write {path}: {error.strerror}.") from None
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from flax import nnx
 
-from dia_jax.config import DiaConfig
+from dia_jax.config import DiaConfig, SamplingSettings
 from dia_jax.decode import (
     Clip,
     bucket,
@@ -24,7 +24,6 @@ from dia_jax.decode import (
     select,
     text_bucket,
 )
-from dia_jax.sampling import SamplingSettings
 
 CALL_SECONDS = 0.5
 """What a call of the loop should last: an interruption waits that long, and so does a clip that could take a slot."""

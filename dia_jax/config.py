@@ -7,7 +7,10 @@ descript's metadata) and turns each into one frozen, hashable dataclass. Knows n
 import dataclasses
 import json
 import math
+from collections.abc import Callable
 from typing import Any, Literal
+
+import numpy as np
 
 Variant = Literal["0626", "v0.1"]
 """Which behaviour the weights expect; see `DiaConfig.variant`."""
@@ -59,6 +62,48 @@ class DecoderConfig:
     rope_theta: float = 10_000.0
 
 
+Scalar = Any
+"""A number; inside of a compiled function a traced one."""
+
+
+@dataclasses.dataclass(frozen=True)
+class SamplingSettings:
+    """How tokens are drawn; the names and defaults are the reference's.
+
+    Attributes:
+        cfg_scale: guided = conditional + cfg_scale * (conditional - unconditional); 0 is no guidance.
+        temperature: divides the logits; 0 takes the likeliest token.
+        top_p: keeps the smallest set whose probability passes this; 1 keeps all.
+        cfg_filter_top_k: keeps this many tokens, the best by the guided logits.
+    """
+
+    cfg_scale: Scalar = 3.0
+    temperature: Scalar = 1.2
+    top_p: Scalar = 0.95
+    cfg_filter_top_k: Scalar = 45
+
+    def problem(self) -> str | None:
+        """What is wrong with the first value that cannot be used; None if all can."""
+        ranges: tuple[tuple[str, Callable[[float], bool], str], ...] = (
+            ("cfg_scale", lambda x: 0 <= x <= 1e6, "a number from 0 (no guidance) up"),
+            ("temperature", lambda x: x == 0 or 1e-6 <= x <= 1e6, "0 (always the likeliest) or a number above"),
+            ("top_p", lambda x: 0 < x <= 1, "a number above 0, at most 1"),
+            ("cfg_filter_top_k", lambda x: x >= 1 and x == int(x) and x < 2**24, "a whole number from 1 up"),
+        )
+        for name, fits, wanted in ranges:
+            value = getattr(self, name)
+            try:
+                if isinstance(value, (bool, str, bytes, complex, np.complexfloating)):
+                    raise TypeError
+                number = float(value)
+                good = math.isfinite(number) and fits(number)
+            except (TypeError, ValueError, OverflowError):
+                good = False
+            if not good:
+                return f"{name} is {value!r}; it must be {wanted}"
+        return None
+
+
 @dataclasses.dataclass(frozen=True)
 class DiaConfig:
     """Everything about a Dia checkpoint except its weights.
@@ -73,6 +118,7 @@ class DiaConfig:
         variant: "0626" (no RoPE in cross-attention; samples the conditional logits on the top-k set of the guided
             ones) or "v0.1" (RoPE in cross-attention; samples the guided logits, with the EOS logit times 0.8). The
             tensors of the two have the same names and shapes, so nothing but this field tells them apart.
+        sampling: how tokens are drawn where the caller does not say.
     """
 
     encoder: EncoderConfig = EncoderConfig()
@@ -82,6 +128,7 @@ class DiaConfig:
     pad_token_id: int = 1025
     bos_token_id: int = 1026
     variant: Variant = "0626"
+    sampling: SamplingSettings = SamplingSettings()
 
     def __post_init__(self):
         enc, dec = self.encoder, self.decoder
@@ -126,6 +173,8 @@ class DiaConfig:
             problems.append(
                 f"max_length {dec.max_length} leaves no room for a frame behind delays up to {self.max_delay}"
             )
+        if problem := self.sampling.problem():
+            problems.append(f"sampling: {problem}")
         if self.variant not in ("0626", "v0.1"):
             problems.append(f'variant {self.variant!r} is neither "0626" nor "v0.1"')
         if problems:
@@ -174,7 +223,7 @@ class DiaConfig:
         return dataclasses.replace(config, variant=variant) if variant else config
 
     def to_json(self) -> dict[str, Any]:
-        """The flat schema of 0626, readable by `transformers` too; `variant` is an extra key that it ignores."""
+        """The flat schema of 0626, readable by `transformers` too; it ignores the extra `variant` and `sampling`."""
         enc, dec = self.encoder, self.decoder
 
         def part(sizes: EncoderConfig | DecoderConfig, model_type: str) -> dict[str, Any]:
@@ -216,6 +265,7 @@ class DiaConfig:
                 "pad_token_id": self.pad_token_id,
             },
             "variant": self.variant,
+            "sampling": dataclasses.asdict(self.sampling),
         }
 
     def to_nested_json(self) -> dict[str, Any]:
@@ -364,6 +414,7 @@ def _from_flat(data: dict[str, Any]) -> DiaConfig:
         pad_token_id=token("pad_token_id", 1025),
         bos_token_id=token("bos_token_id", 1026),
         variant=data.get("variant", "0626"),
+        sampling=SamplingSettings(**data.get("sampling", {})),
     )
 
 

@@ -15,10 +15,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from dia_jax.config import DiaConfig
+from dia_jax.config import DiaConfig, SamplingSettings
 from dia_jax.delay import FREE, apply_delay, revert_delay
 from dia_jax.model import KV, DiaModel
-from dia_jax.sampling import SamplingSettings, sample
+from dia_jax.sampling import sample
 
 PREFILL_ROWS = 256
 """Rows of a voice prompt that one pass of the prefill takes: bounds its memory; sizes of caches are multiples of it."""

@@ -1,13 +1,13 @@
 """A picture of a recording: its waveform's spectrogram, with the script under it. Knows no model; needs matplotlib."""
 
 import os
-import tempfile
 import textwrap
 from pathlib import Path
 
 import numpy as np
 
 from dia_jax.config import DiaError
+from dia_jax.files import new_file
 
 WINDOW, HOP = 2048, 512
 HIGHEST = 10_000  # Hz that are shown
@@ -62,9 +62,7 @@ def draw(path: str | os.PathLike, samples: np.ndarray, text: str, *, rate: int) 
     axes.imshow(spectrogram(samples).T, origin="lower", aspect="auto", extent=extent, cmap="magma")
     axes.set(ylim=(0, HIGHEST / 1000), ylabel="kHz", xlabel="s\n\n" + "\n".join(lines).replace("$", r"\$"))
     try:
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".png", dir=path.absolute().parent)
-        os.close(handle)
-        figure.savefig(temporary, dpi=120)
-        os.replace(temporary, path)
+        with new_file(path) as temporary:
+            figure.savefig(temporary, dpi=120)
     except OSError as error:
         raise PictureError(f"Cannot write {path}: {error.strerror}.") from None

@@ -5,7 +5,6 @@ in, codes and float32 samples go out. Nothing here runs once a step.
 """
 
 import dataclasses
-import math
 import os
 import secrets
 import time
@@ -23,11 +22,10 @@ from dia_jax import dac
 from dia_jax.audio import prepare_audio, read_audio, write_audio
 from dia_jax.batch import Batch, run
 from dia_jax.checkpoint import DTYPES, CheckpointError, load_params, open_checkpoint
-from dia_jax.config import DacConfig, DiaConfig, DiaError, Variant
+from dia_jax.config import DacConfig, DiaConfig, DiaError, SamplingSettings, Variant
 from dia_jax.decode import Clip, bucket
 from dia_jax.hub import resolve
 from dia_jax.model import Quantize
-from dia_jax.sampling import SamplingSettings
 from dia_jax.text import encode_text
 
 DEFAULT_REPO = "nari-labs/Dia-1.6B-0626"
@@ -143,14 +141,15 @@ class Dia:
 
         Args:
             repo_or_dir: a hub repo, of which only what is needed is fetched; or a local directory or file, in the
-                layout of the reference, of transformers, or our own.
+                layout of the reference, of transformers, or our own; or "tiny", the small demonstration voice in the
+                package.
             codec: likewise for DAC. By default a `dac/` folder inside the checkpoint's directory, if it has one,
                 else `descript/dac_44khz`.
             load_codec: False leaves the codec out; `generate_codes` is all that then works, with codes as prompts.
             dtype: "float32", "bfloat16" or "float16"; by default bfloat16 on an accelerator and float32 on a CPU.
             quantize: "int8" keeps the kernels in int8, one scale an output: half the bytes of bfloat16. A checkpoint
                 that was converted so is loaded so.
-            adapter: a directory that `dia-jax train --lora` wrote; it is merged into the kernels as they are read.
+            adapter: a directory that `dia-jax train --lora-rank` wrote; it is merged into the kernels as they are read.
             variant: "0626" or "v0.1", for a checkpoint whose config does not tell its behaviour rightly.
             revision, cache_dir, local_files_only, token: see `hub.resolve`; revision is of the model's repo.
             progress: show progress bars.
@@ -188,10 +187,10 @@ class Dia:
         *,
         audio_prompt: AudioPrompt | list[AudioPrompt | None] | None = None,
         max_tokens: int | None = None,
-        cfg_scale: float = 3.0,
-        temperature: float = 1.2,
-        top_p: float = 0.95,
-        cfg_filter_top_k: int = 45,
+        cfg_scale: float | None = None,
+        temperature: float | None = None,
+        top_p: float | None = None,
+        cfg_filter_top_k: int | None = None,
         seed: Seed | Sequence[Seed] | None = None,
         truncate: bool = False,
         batch_size: int = 8,
@@ -207,7 +206,8 @@ class Dia:
                 a list, None where a clip has none; one prompt alone serves them all.
             max_tokens: new frames at most, 86.13 a second; None is all that fits. It does not count the prompt: n here
                 is n + 16 + P in the reference, which counts the prompt, the delay and the start row too.
-            cfg_scale: how strongly the script guides.
+            cfg_scale: how strongly the script guides. This and the next three are the model's own, `config.sampling`,
+                where they are None: for Dia-1.6B the reference's 3.0, 1.2, 0.95 and 45.
             temperature: 0 takes the likeliest token each time.
             top_p: in (0, 1].
             cfg_filter_top_k: tokens that stay candidates, chosen by the guided logits.
@@ -227,7 +227,7 @@ class Dia:
             Interrupted: by Ctrl-C, after the call of the loop that was under way; it holds the finished clips.
         """
         self._codec()  # told before anything is generated
-        settings = check_settings(cfg_scale, temperature, top_p, cfg_filter_top_k)
+        settings = check_settings(self.config.sampling, cfg_scale, temperature, top_p, cfg_filter_top_k)
         clips = self._clips(text, audio_prompt, max_tokens, seed, truncate)
         results = self._run(clips, settings, self.decode_codes, batch_size, on_clip, progress)
         return results[0] if isinstance(text, str) else results
@@ -238,10 +238,10 @@ class Dia:
         *,
         audio_prompt: AudioPrompt | list[AudioPrompt | None] | None = None,
         max_tokens: int | None = None,
-        cfg_scale: float = 3.0,
-        temperature: float = 1.2,
-        top_p: float = 0.95,
-        cfg_filter_top_k: int = 45,
+        cfg_scale: float | None = None,
+        temperature: float | None = None,
+        top_p: float | None = None,
+        cfg_filter_top_k: int | None = None,
         seed: Seed | Sequence[Seed] | None = None,
         truncate: bool = False,
         batch_size: int = 8,
@@ -252,7 +252,7 @@ class Dia:
 
         The delay is undone and the prompt cut off. Arguments and errors are those of `generate`.
         """
-        settings = check_settings(cfg_scale, temperature, top_p, cfg_filter_top_k)
+        settings = check_settings(self.config.sampling, cfg_scale, temperature, top_p, cfg_filter_top_k)
         clips = self._clips(text, audio_prompt, max_tokens, seed, truncate)
         results = self._run(clips, settings, lambda codes: codes, batch_size, on_clip, progress)
         return results[0] if isinstance(text, str) else results
@@ -263,10 +263,10 @@ class Dia:
         *,
         audio_prompt: AudioPrompt | None = None,
         max_tokens: int | None = None,
-        cfg_scale: float = 3.0,
-        temperature: float = 1.2,
-        top_p: float = 0.95,
-        cfg_filter_top_k: int = 45,
+        cfg_scale: float | None = None,
+        temperature: float | None = None,
+        top_p: float | None = None,
+        cfg_filter_top_k: int | None = None,
         seed: Seed | None = None,
         truncate: bool = False,
         first_frames: int = FIRST_FRAMES,
@@ -289,7 +289,7 @@ class Dia:
             DiaError: at once, before the first chunk is asked for.
         """
         codec = self._codec()
-        settings = check_settings(cfg_scale, temperature, top_p, cfg_filter_top_k)
+        settings = check_settings(self.config.sampling, cfg_scale, temperature, top_p, cfg_filter_top_k)
         if not isinstance(text, str):
             raise SettingError(f"A stream speaks one script, a string, not {type(text).__name__}.")
         for name, value in (("first_frames", first_frames), ("max_frames", max_frames)):
@@ -326,7 +326,7 @@ class Dia:
             seconds that it took.
         """
         began = time.monotonic()
-        model, settings = (self.graphdef, self.params, self.config), check_settings(3.0, 1.2, 0.95, 45)
+        model, settings = (self.graphdef, self.params, self.config), check_settings(self.config.sampling)
         clip = self._clips(text, None, max_tokens, 0, False)[0]
         assert isinstance(clip, Clip)
         last = clip.max_frames + self.config.max_delay
@@ -514,43 +514,25 @@ class Dia:
         return Clip(text=text, prompt=prompt, max_frames=frames, key=key, number=number)
 
 
-def check_settings(cfg_scale: Any, temperature: Any, top_p: Any, cfg_filter_top_k: Any) -> SamplingSettings:
-    """Checks how tokens are to be drawn, as far as that can be done without a model.
+def check_settings(
+    defaults: SamplingSettings,
+    cfg_scale: Any = None,
+    temperature: Any = None,
+    top_p: Any = None,
+    cfg_filter_top_k: Any = None,
+) -> SamplingSettings:
+    """Checks how tokens are to be drawn, as far as that can be done without a model; None takes the default.
 
     Raises:
         SettingError: a setting is no number or outside its range.
     """
-    ranges = (
-        ("cfg_scale", cfg_scale, lambda x: 0 <= x <= 1e6, "a number from 0 (no guidance) up"),
-        (
-            "temperature",
-            temperature,
-            lambda x: x == 0 or 1e-6 <= x <= 1e6,
-            "0 (always the likeliest) or a number above",
-        ),
-        ("top_p", top_p, lambda x: 0 < x <= 1, "a number above 0, at most 1"),
-        (
-            "cfg_filter_top_k",
-            cfg_filter_top_k,
-            lambda x: x >= 1 and x == int(x) and x < 2**24,
-            "a whole number from 1 up",
-        ),
-    )
-    values = []
-    for name, value, fits, wanted in ranges:
-        try:
-            if isinstance(value, (bool, str, bytes, complex, np.complexfloating)):
-                raise TypeError
-            number = float(value)
-            good = math.isfinite(number) and fits(number)
-        except (TypeError, ValueError, OverflowError):
-            good, number = False, 0.0
-        if not good:
-            raise SettingError(f"{name} is {value!r}; it must be {wanted}.")
-        values.append(number)
+    given = {"cfg_scale": cfg_scale, "temperature": temperature, "top_p": top_p, "cfg_filter_top_k": cfg_filter_top_k}
+    settings = dataclasses.replace(defaults, **{name: value for name, value in given.items() if value is not None})
+    if problem := settings.problem():
+        raise SettingError(f"{problem}.")
     # Traced, so their types must not change from call to call.
-    scale, heat, mass = map(np.float32, values[:3])
-    return SamplingSettings(scale, heat, mass, np.int32(values[3]))
+    scale, heat, mass = map(np.float32, (settings.cfg_scale, settings.temperature, settings.top_p))
+    return SamplingSettings(scale, heat, mass, np.int32(settings.cfg_filter_top_k))
 
 
 def _check_count(name: str, value: Any) -> None:

@@ -4,33 +4,12 @@ Pure functions of one clip's row, for `jax.vmap` to spread over a batch. Every s
 Knows nothing of time: which tokens are given, and when a clip ends, is the decode loop's business.
 """
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from dia_jax.config import Variant
+from dia_jax.config import SamplingSettings, Scalar, Variant
 
-Scalar = float | np.number | jax.Array
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class SamplingSettings:
-    """How tokens are drawn; the names and defaults are the reference's.
-
-    Attributes:
-        cfg_scale: guided = conditional + cfg_scale * (conditional - unconditional); 0 is no guidance.
-        temperature: divides the logits; 0 takes the likeliest token.
-        top_p: keeps the smallest set whose probability passes this; 1 keeps all.
-        cfg_filter_top_k: keeps this many tokens, the best by the guided logits.
-    """
-
-    cfg_scale: Scalar = 3.0
-    temperature: Scalar = 1.2
-    top_p: Scalar = 0.95
-    cfg_filter_top_k: Scalar = 45
+jax.tree_util.register_dataclass(SamplingSettings)
 
 
 def candidate_logits(

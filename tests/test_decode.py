@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from dia_jax import Dia
+from dia_jax.config import SamplingSettings
 from dia_jax.decode import Clip, bucket, decode_chunk, prefill
-from dia_jax.sampling import SamplingSettings
 from dia_jax.small import SMALL_DIA, random_params
 from dia_jax.text import encode_text
 

@@ -13,7 +13,8 @@ from transformers.generation.logits_process import (
     TopPLogitsWarper,
 )
 
-from dia_jax.sampling import SamplingSettings, candidate_logits, sample
+from dia_jax.config import SamplingSettings
+from dia_jax.sampling import candidate_logits, sample
 
 CHANNELS, VOCAB, EOS = 9, 1028, 1024
 

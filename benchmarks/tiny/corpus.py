@@ -19,18 +19,18 @@ from tqdm import tqdm
 
 from dia_jax.training.data import Writer
 
-SPEED = 1.2
 HELD_OUT = 7919
 """Seed of the sentences that are kept for judging."""
+LEAD = 2 * speech.FRAMES_PER_BYTE
+"""Silent frames before a sentence: for the speaker's tag, a byte, and the space behind it."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Spoken:
-    """A sentence in one voice: its codes [T, C] and the frame at which each byte begins."""
+    """A sentence in one voice, and its codes [T, C]: as many frames as `[S1]`, a space, its bytes and a space have."""
 
     text: str
     codes: np.ndarray
-    starts: np.ndarray
 
 
 def held_out(count: int) -> list[str]:
@@ -43,10 +43,13 @@ def held_out(count: int) -> list[str]:
     return found
 
 
-def say(sentence: str, voice: speech.Voice) -> tuple[np.ndarray, np.ndarray]:
-    """Samples, and the frame at which each byte begins."""
-    parts = speech.envelopes(sentence, speed=SPEED)
-    return speech.trim(speech.speak(parts, voice), parts.starts)
+def say(sentence: str, voice: speech.Voice) -> np.ndarray:
+    """Samples of a sentence behind its speaker's tag."""
+    return _led(speech.speak(speech.envelopes(sentence), voice))
+
+
+def _led(samples: np.ndarray) -> np.ndarray:
+    return np.pad(samples, (LEAD * speech.HOP, 0))
 
 
 def sentences(count: int, seed: int) -> list[str]:
@@ -65,7 +68,7 @@ def build_codec(count: int = 500) -> tuple[nnx.GraphDef, nnx.State]:
     clips = []
     for text in sentences(count, 1):
         with contextlib.suppress(ValueError):  # read otherwise than word by word
-            clips += [say(text, voice)[0] for voice in speech.VOICES.values()]
+            clips += [say(text, voice) for voice in speech.VOICES.values()]
     return codec.build(clips + 8 * list(speech.sounds().values()), progress=True)
 
 
@@ -86,9 +89,9 @@ def speak_all(values: dict[str, np.ndarray], count: int, seed: int, cache: Path)
         cache.with_suffix(".part.npz").rename(cache)
     stored = dict(np.load(cache))
     found: tuple[dict[str, list[Spoken]], ...] = ({}, {})
-    for name in sorted(key for key in stored if key.endswith("/codes")):
-        voice, version, number, _ = name.split("/")
-        spoken = Spoken(str(stored["texts"][int(number)]), stored[name], stored[name.replace("codes", "starts")])
+    for name in sorted(key for key in stored if key != "texts"):
+        voice, version, number = name.split("/")
+        spoken = Spoken(str(stored["texts"][int(number)]), stored[name])
         found[version == "near"].setdefault(voice, []).append(spoken)
     return found
 
@@ -97,7 +100,7 @@ def _speak(job: tuple[dict[str, np.ndarray], int, str, int]) -> dict[str, np.nda
     values, number, text, seed = job
     rng, found = np.random.default_rng([seed, number]), {}
     try:
-        parts = speech.envelopes(text, speed=SPEED)
+        parts = speech.envelopes(text)
     except ValueError:
         return {}
     for voice in speech.VOICES.values():
@@ -105,9 +108,7 @@ def _speak(job: tuple[dict[str, np.ndarray], int, str, int]) -> dict[str, np.nda
         if number % 5 == 0:
             versions["near"] = dataclasses.replace(voice, pulses=voice.pulses * rng.uniform(0.92, 1.08))
         for name, version in versions.items():
-            samples, starts = speech.trim(speech.speak(parts, version), parts.starts)
-            found[f"{voice.name}/{name}/{number}/codes"] = codec.encode(values, samples)
-            found[f"{voice.name}/{name}/{number}/starts"] = starts.astype(np.int16)
+            found[f"{voice.name}/{name}/{number}"] = codec.encode(values, _led(speech.speak(parts, version)))
     return found
 
 
@@ -123,7 +124,7 @@ def write(
             tag = rng.choice([1, 2])
             kind = rng.choices(["one", "two", "prompt"], [0.5, 0.25, 0.25])[0]
             cast, turns, prompt = usual, [tag] if kind == "one" else [tag, 3 - tag], 0
-            parts: list[tuple[str, np.ndarray, np.ndarray]] = []
+            parts: list[tuple[str, np.ndarray]] = []
             if kind == "prompt":
                 first = rng.choice(["alto", "bass"])
                 cast = {tag: first, 3 - tag: "bass" if first == "alto" else "alto"}
@@ -132,22 +133,15 @@ def write(
                 pool = prompts if kind == "prompt" and number == 0 and rng.random() < 0.7 else voices
                 chosen = rng.choice(pool[cast[turn]])
                 again = kind == "prompt" and number and turn == turns[0]
-                head = f"[S{turn}] " if number == 0 or not again or rng.random() < 0.5 else ""
-                parts.append((head + chosen.text, chosen.codes, _with_tag(chosen.starts, bool(head))))
+                if number == 0 or not again or rng.random() < 0.5:
+                    parts.append((f"[S{turn}] {chosen.text}", chosen.codes))
+                else:
+                    parts.append((chosen.text, chosen.codes[LEAD:]))
                 if kind == "prompt" and number == 0:
                     prompt = len(chosen.codes)
                 elif rng.random() < 0.12:
                     name = rng.choice(list(sounds))
-                    spread = np.linspace(0, len(sounds[name]) - 1, len(name) + 2).round()
-                    parts.append((f"({name})", sounds[name], spread))
-            starts, frames = [], 0
-            for number, (_, codes, begins) in enumerate(parts):
-                starts += [frames] * (number > 0) + [int(frames + begin) for begin in begins]  # the space between
-                frames += len(codes)
-            text = " ".join(part[0] for part in parts)
-            writer.add(np.concatenate([part[1] for part in parts]), text, prompt=prompt, starts=tuple(starts))
-
-
-def _with_tag(starts: np.ndarray, tagged: bool) -> np.ndarray:
-    """A speaker tag is one byte, and a space follows it."""
-    return np.concatenate([[0, 0], starts]) if tagged else starts
+                    parts.append((f"({name})", sounds[name]))
+            text, codes = " ".join(part[0] for part in parts), np.concatenate([part[1] for part in parts])
+            starts = range(0, len(codes), speech.FRAMES_PER_BYTE)
+            writer.add(codes, text, prompt=prompt, starts=tuple(starts[:-1]))  # the last space is not in the script

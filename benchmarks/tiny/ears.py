@@ -106,7 +106,7 @@ def has_sound(name: str, samples: np.ndarray) -> bool:
     """Whether a non-verbal sound is in a clip.
 
     beep: at least 15 windows with 60 % of their power within 40 Hz of 861 Hz.
-    whistles: at least 20 windows with 60 % of their power in one line between 1.4 and 2.6 kHz, which rises and falls by
+    whistles: at least 30 windows with 60 % of their power in one line between 1.4 and 2.6 kHz, which rises and falls by
     400 Hz or more.
     claps: at least three bursts, each 16 dB above the frames 3 to 5 behind it, with half their power above 4 kHz.
     """

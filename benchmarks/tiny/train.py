@@ -3,12 +3,13 @@
     pip install -e '.[train]' -r benchmarks/tiny/requirements.txt
     python benchmarks/tiny/train.py WORK --steps 12000
 
-Computes the codec, lets the teacher speak, composes dialogues, trains. WORK may be carried to another machine at any
-time; all that is done stays done.
+Computes the codec, lets the teacher speak, composes dialogues, trains, and writes WORK/voice, which is what stands in
+dia_jax/tiny. WORK may be carried to another machine at any time; all that is done stays done.
 """
 
 import argparse
 import os
+import shutil
 from pathlib import Path
 
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # the teacher speaks in as many processes as there are cores
@@ -45,7 +46,7 @@ def main() -> None:
     ):
         spoken = corpus.speak_all(values, sentences, seed, work / f"{name}.npz")
         corpus.write(work / name, values, spoken, items=items, seed=seed + 1)
-    train(
+    trained = train(
         work / "run",
         work / "train",
         model.settings(options.steps),
@@ -55,6 +56,10 @@ def main() -> None:
         sample_texts=TEXTS,
         progress=True,
     )
+    _, weights = load_params(open_checkpoint(trained), dtype="float16")
+    shutil.rmtree(work / "voice", ignore_errors=True)
+    save_params(work / "voice", model.CONFIG, weights, layout="transformers")
+    save_params(work / "voice" / "dac", codec.CONFIG, params, layout="transformers")
 
 
 if __name__ == "__main__":

@@ -125,7 +125,6 @@ class Program:
     Attributes:
         graphdef: of the model in the compute dtype, with adapters if there are any.
         dtypes: of the trained weights in the computation.
-        frozen: weights that are not trained; an empty state without adapters.
         transform: optax's.
         settings: of the run.
     """

@@ -21,6 +21,7 @@ import numpy as np
 from orbax.checkpoint import v1 as ocp
 
 from dia_jax.config import DiaError
+from dia_jax.files import new_file
 
 
 class TrainingError(DiaError):
@@ -117,8 +118,8 @@ class RunFolder:
         axes.grid(alpha=0.3)
         if axes.lines:
             axes.legend()
-        figure.savefig(self.path / "loss.part.png")
-        os.replace(self.path / "loss.part.png", self.path / "loss.png")
+        with new_file(self.path / "loss.png") as temporary:
+            figure.savefig(temporary)
 
 
 def means(noted: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -132,6 +133,5 @@ def _is_first() -> bool:
 
 
 def _write_whole(path: Path, text: str) -> None:
-    temporary = path.with_name(path.name + ".part")
-    temporary.write_text(text)
-    os.replace(temporary, path)
+    with new_file(path) as temporary:
+        temporary.write_text(text)
