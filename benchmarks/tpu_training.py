@@ -78,6 +78,7 @@ def compile_for(target: str, settings: TrainSettings, config: DiaConfig, clips: 
         "text": ((clips, text), jnp.int32),
         "text_mask": ((clips, text), jnp.bool_),
         "grid": ((clips, rows + 1, channels), jnp.int32),
+        "heard": ((clips, rows), jnp.bool_),
         "learnt": ((clips, rows, channels), jnp.bool_),
         "byte": ((clips, rows), jnp.int32),
     }

@@ -60,6 +60,7 @@ def measure(config: DiaConfig, settings: TrainSettings, clips: int, rows: int, s
         "text": rng.integers(1, 120, (clips, 128)).astype(np.int32),
         "text_mask": np.ones((clips, 128), bool),
         "grid": rng.integers(0, config.eos_token_id, (clips, rows + 1, channels)).astype(np.int32),
+        "heard": np.ones((clips, rows), bool),
         "learnt": np.ones((clips, rows, channels), bool),
         "byte": np.full((clips, rows), -1, np.int32),
     }

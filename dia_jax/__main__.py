@@ -40,13 +40,15 @@ class Generate:
 
     Try:
 
-    dia-jax generate "[S1] Hello there. [S2] Hi! (laughs) [S1]" --output hello.wav
+    dia-jax generate "[S1] Good morning, Anna! [S2] Hello, Peter! (whistles)" --output hello.wav --picture
+
+    dia-jax generate "[S1] Hello there. [S2] Hi! (laughs) [S1]" --model nari-labs/Dia-1.6B-0626
 
     dia-jax generate --file scene1.txt scene2.txt --output scene.flac --seed 7
 
-    echo "[S1] From a pipe. [S2] Really? [S1]" | dia-jax generate --output pipe.mp3
+    echo "[S1] Did you find the book? [S2] Yes." | dia-jax generate --output pipe.mp3
 
-    dia-jax generate "[S1] Heard while it is made. [S2] Already? [S1]" --stream --output - | aplay -f S16_LE -r 44100
+    dia-jax generate "[S1] Who opened the door? [S2] A small dog!" --stream --output - | aplay -f S16_LE -r 44100
 
     dia-jax generate "[S1] What I say next, in the same voice." --audio-prompt me.wav --prompt-text "[S1] What I say in
     me.wav."
@@ -138,7 +140,7 @@ class Generate:
                 check_writable(output)
         if self.model == TINY:
             print(
-                "Speaking with tiny, the small demonstration voice, which knows a few hundred words; "
+                "Speaking with tiny, the small demonstration voice, which knows 365 words; "
                 f"for the real one, of 6.4 GB: --model {DEFAULT_REPO}",
                 file=sys.stderr,
             )
@@ -468,6 +470,9 @@ class Train:
     """Probability that a script is hidden, which is what guidance sets itself off from."""
     prompt_probability: float = 0.0
     """That the beginning of a clip is given as a voice prompt and not learnt."""
+    history_dropout: float = 0.0
+    """Share of the sound before that is hidden from the model, so that it must read; 0.5 for a small model that is
+    trained from random weights."""
     first_channel_weight: float = 4.0
     """Of channel 0 in the loss, against 1 for the others, which follow it."""
     validation: Path | None = None
@@ -502,7 +507,12 @@ class Train:
             fsdp=self.fsdp,
             ema_decay=self.ema_decay,
             seed=self.seed,
-            batch=BatchSettings(self.rows, text_dropout=self.text_dropout, prompt_probability=self.prompt_probability),
+            batch=BatchSettings(
+                self.rows,
+                text_dropout=self.text_dropout,
+                prompt_probability=self.prompt_probability,
+                history_dropout=self.history_dropout,
+            ),
             loss=LossSettings(first_channel_weight=self.first_channel_weight),
             save_every=self.save_every,
             sample_every=self.save_every if self.sample else 0,

@@ -31,6 +31,10 @@ Quantize = Literal["int8"]
 """How kernels may be stored in fewer bits: "int8", per output channel; embeddings and norms stay as they are."""
 
 
+MANY_ROWS = 512
+"""From here on a product is one of training or of a long prompt; see `_product_on_cpu`."""
+
+
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class KV:
@@ -201,9 +205,10 @@ def _product_on_cpu(weight: jax.Array, rows: jax.Array) -> jax.Array:
     """`_product` with the operands in the order that XLA's CPU backend is fast at.
 
     It packs the right operand anew on every call: with the kernel there, the few rows of a decode step take two and a
-    half times as long in float32 and a quarter longer in int8. In 16 bit it is the other way round.
+    half times as long in float32 and a quarter longer in int8. In 16 bit it is the other way round, and with many rows
+    the transpose behind it costs more than that saves: a training step takes a quarter longer.
     """
-    if jnp.dtype(rows.dtype).itemsize == 2:
+    if jnp.dtype(rows.dtype).itemsize == 2 or (rows.dtype == jnp.float32 and len(rows) >= MANY_ROWS):
         return _product(weight, rows)
     dtype = jnp.int32 if rows.dtype == jnp.int8 else jnp.float32
     out = jnp.einsum("OI,RI->OR", weight, rows, precision=_precision(rows.dtype), preferred_element_type=dtype)

@@ -12,6 +12,7 @@ from dia_jax.config import DacConfig
 from dia_jax.pipeline import Codec
 from dia_jax.small import SMALL_DAC, SMALL_DIA, random_params
 from dia_jax.training.data import (
+    HIDDEN_ROWS,
     BatchSettings,
     DataError,
     Dataset,
@@ -155,6 +156,24 @@ def test_every_clip_comes_once_an_epoch_and_batches_repeat(folder):
             break
     assert len(seen) == len(dataset.items)
     assert count <= len(first)
+
+
+def test_history_is_hidden_in_stretches_and_never_the_prompt(folder):
+    dataset = Dataset(folder, SMALL_DIA)
+    settings = BatchSettings(rows=4096, prompt_probability=0.5, history_dropout=0.3)
+    stream = batches(dataset, settings)
+    shown = []
+    for _ in range(20):
+        batch = next(stream)
+        heard, learnt = batch["heard"], batch["learnt"][..., 0]
+        prompts = learnt.argmax(axis=1)
+        for row, prompt in zip(heard, prompts, strict=True):
+            assert row[: prompt + 1].all()  # row 0 is BOS
+            changes = np.diff(np.flatnonzero(np.diff(row[prompt + 1 :])))
+            assert (changes % HIDDEN_ROWS == 0).all()
+        shown.append(heard.mean())
+    assert 0.65 < np.mean(shown) < 0.85  # 0.7, and what is always given
+    assert all(next(batches(dataset, BatchSettings(rows=512)))["heard"].all() for _ in range(3))
 
 
 def test_batches_are_multiples_of_the_devices(folder):

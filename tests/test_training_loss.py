@@ -79,6 +79,16 @@ def test_a_hidden_script_is_what_guidance_sees(dataset):
     np.testing.assert_array_equal(logits, expected)
 
 
+def test_a_row_that_is_not_heard_is_padding(dataset):
+    model = nnx.merge(*random_params(SMALL_DIA))
+    batch = make_batch(dataset, dataset.items)
+    batch["heard"][:, 7:19] = False
+    tokens = batch["grid"][:, :-1].copy()
+    tokens[:, 7:19] = SMALL_DIA.pad_token_id
+    logits, _ = forward(model, batch, LossSettings())
+    np.testing.assert_array_equal(logits, model(batch["text"], tokens))
+
+
 def test_what_is_not_learnt_does_not_count(dataset):
     model = nnx.merge(*random_params(SMALL_DIA))
     batch = make_batch(dataset, dataset.items, prompts=[10, 5, 20])

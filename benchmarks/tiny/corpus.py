@@ -21,6 +21,8 @@ from dia_jax.training.data import Writer
 
 HELD_OUT = 7919
 """Seed of the sentences that are kept for judging."""
+SHORT = 18
+"""Bytes: what fits, with its tag, into the smallest batch of the trainer."""
 LEAD = 2 * speech.FRAMES_PER_BYTE
 """Silent frames before a sentence: for the speaker's tag, a byte, and the space behind it."""
 
@@ -57,9 +59,19 @@ def sentences(count: int, seed: int) -> list[str]:
     grammar, kept = vocabulary.Grammar(seed), set(held_out(1000))
     found: list[str] = []
     while len(found) < count:
-        sentence = grammar.string() if len(found) % 2 else grammar.sentence()
+        sentence = grammar.string(3, 8) if len(found) % 2 else grammar.sentence()
         if sentence not in kept:
             found.append(sentence)
+    return found
+
+
+def short_strings(count: int, seed: int) -> list[str]:
+    """One to three words without sense, of at most `SHORT` bytes."""
+    grammar, found = vocabulary.Grammar(seed), []
+    while len(found) < count:
+        string = grammar.string(1, 3)
+        if len(string) <= SHORT:
+            found.append(string)
     return found
 
 
@@ -72,18 +84,19 @@ def build_codec(count: int = 500) -> tuple[nnx.GraphDef, nnx.State]:
     return codec.build(clips + 8 * list(speech.sounds().values()), progress=True)
 
 
-def speak_all(values: dict[str, np.ndarray], count: int, seed: int, cache: Path) -> tuple[dict[str, list[Spoken]], ...]:
+def speak_all(
+    values: dict[str, np.ndarray], texts: list[str], seed: int, cache: Path
+) -> tuple[dict[str, list[Spoken]], ...]:
     """Every sentence in every voice; and a fifth of them once more at a pitch beside the voice's, as prompts.
 
     Sentences that the teacher reads otherwise than word by word are left out. What was spoken before is read from the
     cache.
     """
     if not cache.exists():
-        texts = sentences(count, seed)
         flat: dict[str, np.ndarray] = {"texts": np.array(texts)}
         jobs = [(values, i, text, seed) for i, text in enumerate(texts)]
         with multiprocessing.get_context("fork").Pool() as pool:
-            for spoken in tqdm(pool.imap(_speak, jobs, chunksize=20), total=count, desc="speaking"):
+            for spoken in tqdm(pool.imap(_speak, jobs, chunksize=20), total=len(texts), desc="speaking"):
                 flat |= spoken
         np.savez(cache.with_suffix(".part.npz"), **flat)
         cache.with_suffix(".part.npz").rename(cache)
@@ -113,16 +126,22 @@ def _speak(job: tuple[dict[str, np.ndarray], int, str, int]) -> dict[str, np.nda
 
 
 def write(
-    target: Path, values: dict[str, np.ndarray], spoken: tuple[dict[str, list[Spoken]], ...], *, items: int, seed: int
+    target: Path,
+    values: dict[str, np.ndarray],
+    spoken: tuple[dict[str, list[Spoken]], ...],
+    *,
+    items: int,
+    seed: int,
+    dialogues: bool = True,
 ) -> None:
-    """Dialogues of one and two turns, prompts that are gone on with, and sounds."""
+    """Dialogues of one and two turns, prompts that are gone on with, and sounds; or each sentence by itself."""
     rng, (voices, prompts) = random.Random(seed), spoken
     sounds = {name: codec.encode(values, samples) for name, samples in speech.sounds().items()}
     usual = {1: "alto", 2: "bass"}
     with Writer(target, codec.CONFIG) as writer:
         for _ in tqdm(range(items - len(writer.items)), desc="composing"):
             tag = rng.choice([1, 2])
-            kind = rng.choices(["one", "two", "prompt"], [0.5, 0.25, 0.25])[0]
+            kind = rng.choices(["one", "two", "prompt"], [0.5, 0.25, 0.25])[0] if dialogues else "one"
             cast, turns, prompt = usual, [tag] if kind == "one" else [tag, 3 - tag], 0
             parts: list[tuple[str, np.ndarray]] = []
             if kind == "prompt":
@@ -139,7 +158,7 @@ def write(
                     parts.append((chosen.text, chosen.codes[LEAD:]))
                 if kind == "prompt" and number == 0:
                     prompt = len(chosen.codes)
-                elif rng.random() < 0.12:
+                elif dialogues and rng.random() < 0.12:
                     name = rng.choice(list(sounds))
                     parts.append((f"({name})", sounds[name]))
             text, codes = " ".join(part[0] for part in parts), np.concatenate([part[1] for part in parts])

@@ -1,8 +1,12 @@
-"""The small Dia's sizes and how it is trained."""
+"""The small Dia: its sizes, the weights that it begins with, and how it is trained."""
+
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
 
 from dia_jax import DecoderConfig, DiaConfig, EncoderConfig, SamplingSettings
 from dia_jax.training.data import BatchSettings
-from dia_jax.training.loop import TrainSettings
+from dia_jax.training.loop import TrainSettings, random_weights
 from dia_jax.training.loss import LossSettings
 
 CONFIG = DiaConfig(
@@ -23,6 +27,37 @@ CONFIG = DiaConfig(
 )
 
 
+def initial(codec: dict[str, np.ndarray]) -> nnx.State:
+    """Random weights, in which a codec's tokens lie as the entries of its codebooks do.
+
+    Each channel has eight directions of its own, one of them constant. A token's vector is its entry in the other seven
+    (the eighth dimension of these codebooks is constant itself), and so is its row of the last kernel, less half its
+    square along the constant one. So before anything is learnt, what sounded last is likeliest, codes that sound alike
+    are nearly as likely, and all of them learn from each.
+
+    Args:
+        codec: the codec's parameters by path.
+    """
+    channels, vocab, size = CONFIG.decoder.num_channels, CONFIG.decoder.vocab_size, CONFIG.decoder.hidden_size
+    length = 0.02 * size**0.5  # of a vector, as the random ones have it
+    rng = np.random.default_rng(0)
+    directions = np.linalg.qr(rng.standard_normal((size, 8 * channels)))[0].T.reshape(channels, 8, size)
+    inputs, outputs = rng.normal(0, 0.005, (2, channels, vocab, size))
+    for channel, own in enumerate(directions):
+        entries = codec[f"quantizer.quantizers.{channel}.codebook"][:, :7]
+        entries = entries - entries.mean(axis=0)
+        entries /= np.sqrt(np.mean(np.sum(entries**2, axis=1)))
+        inputs[channel, : len(entries)] += length * entries @ own[:7]
+        inputs[channel] += length * own[7]
+        outputs[channel, : len(entries)] += entries @ own[:7]
+        outputs[channel, : len(entries)] -= np.sum(entries**2, axis=1)[:, None] / 2 * own[7]
+        outputs[channel, len(entries) :] -= own[7]
+    weights = random_weights(CONFIG, 0, "float32")
+    weights["decoder"]["embeddings"]["weight"][...] = jnp.asarray(inputs.reshape(-1, size), jnp.float32)
+    weights["decoder"]["logits_dense"]["weight"][...] = jnp.asarray(outputs.reshape(-1, size), jnp.float32)
+    return weights
+
+
 def settings(steps: int) -> TrainSettings:
     """The run. float32, because that is what a CPU is fast at."""
     return TrainSettings(
@@ -32,7 +67,7 @@ def settings(steps: int) -> TrainSettings:
         dtype="float32",
         ema_decay=0.998,
         alignment_steps=3000,
-        batch=BatchSettings(rows=2048, text_dropout=0.1),
+        batch=BatchSettings(rows=2048, text_dropout=0.1, history_dropout=0.5),
         loss=LossSettings(alignment_weight=0.5, alignment_layers=(1, 2, 3), alignment_width=1, remat=False),
         save_every=200,
         sample_every=1000,

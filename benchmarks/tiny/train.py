@@ -29,7 +29,8 @@ TEXTS = ("[S1] The old farmer found a red book in the kitchen.", "[S2] Please op
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("work", type=Path, help="folder for all that is made on the way: 1 GB")
-    parser.add_argument("--steps", type=int, default=12_000, help="updates of the weights")
+    parser.add_argument("--steps", type=int, default=6000, help="updates of the weights on dialogues")
+    parser.add_argument("--short-steps", type=int, default=1000, help="and before, on strings of one to three words")
     parser.add_argument("--sentences", type=int, default=8000, help="that the teacher speaks")
     parser.add_argument("--items", type=int, default=16_000, help="dialogues that are made of them")
     options = parser.parse_args()
@@ -40,17 +41,25 @@ def main() -> None:
         save_params(work / "codec", codec.CONFIG, corpus.build_codec()[1])
     graphdef, params = load_params(open_checkpoint(work / "codec"))
     values = codec.kernels(params)
-    for name, sentences, items, seed in (
-        ("train", options.sentences, options.items, 2),
-        ("validation", 300, 400, 4),
-    ):
-        spoken = corpus.speak_all(values, sentences, seed, work / f"{name}.npz")
-        corpus.write(work / name, values, spoken, items=items, seed=seed + 1)
+    texts = {
+        "short": corpus.short_strings(options.sentences // 2, 6),
+        "train": corpus.sentences(options.sentences, 2),
+        "validation": corpus.sentences(300, 4),
+    }
+    items = {"short": options.sentences, "train": options.items, "validation": 400}
+    for seed, name in enumerate(texts):
+        spoken = corpus.speak_all(values, texts[name], seed, work / f"{name}.npz")
+        corpus.write(work / name, values, spoken, items=items[name], seed=seed, dialogues=name != "short")
+    if not (work / "start").exists():
+        save_params(work / "start", model.CONFIG, model.initial(values))
+    begun = train(
+        work / "run-short", work / "short", model.settings(options.short_steps), base=work / "start", progress=True
+    )
     trained = train(
         work / "run",
         work / "train",
         model.settings(options.steps),
-        base=model.CONFIG,
+        base=begun,
         codec=Codec(codec.CONFIG, graphdef, params),
         validation=work / "validation",
         sample_texts=TEXTS,

@@ -106,9 +106,9 @@ class Grammar:
         text = make()
         return text[0].upper() + text[1:]
 
-    def string(self) -> str:
-        """One without: three to eight words."""
-        text = " ".join(self.random.choices(self.words, k=self.random.randint(3, 8)))
+    def string(self, fewest: int, most: int) -> str:
+        """So many words without."""
+        text = " ".join(self.random.choices(self.words, k=self.random.randint(fewest, most)))
         return text[0].upper() + text[1:] + self.random.choice("...?!")
 
     def _pick(self, *groups: list[str]) -> str:

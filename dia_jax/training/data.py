@@ -33,6 +33,8 @@ from dia_jax.text import encode_text
 AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".mp3", ".aiff", ".opus")
 SMALLEST_ROWS = 128
 """Rows of the shortest bucket; the next ones hold 192, 256, 384, 512, ... rows."""
+HIDDEN_ROWS = 32
+"""Rows that are hidden together: a third of a second, a word or so."""
 
 
 class DataError(DiaError):
@@ -305,6 +307,10 @@ class BatchSettings:
         seed: of order, text dropout and prompts.
         text_dropout: probability that a clip's script is hidden, which is what guidance sets itself off from.
         prompt_probability: that the beginning of a clip, 10 to 50 % of it, is given as a voice prompt and not learnt.
+        history_dropout: share of the rows that the model does not hear when it predicts the next one: stretches of
+            `HIDDEN_ROWS`, in some clips none, in some up to twice this share. Sound can mostly be guessed from the
+            sound before, by far the most of what there is to learn; where that is hidden, it must be read. It is what
+            makes a small model read at all, and 0 is right for one that does.
         multiple: clips in a batch are a multiple of this, the number of devices.
     """
 
@@ -312,6 +318,7 @@ class BatchSettings:
     seed: int = 0
     text_dropout: float = 0.15
     prompt_probability: float = 0.0
+    history_dropout: float = 0.0
     multiple: int = 1
 
 
@@ -351,7 +358,12 @@ class _Batches:
             for item, part, chosen in zip(items, parts, prompted, strict=True)
         ]
         batch = make_batch(self.dataset, items, rows=rows, prompts=prompts)
-        return batch | {"text": np.where(hidden[:, None], 0, batch["text"])}
+        shares = rng.uniform(0, 2 * self.settings.history_dropout, len(items))
+        stretches = rng.random((len(items), rows // HIDDEN_ROWS + 2)) >= shares[:, None]
+        offsets = rng.integers(HIDDEN_ROWS, size=len(items))
+        kept = np.stack([np.repeat(s, HIDDEN_ROWS)[o : o + rows] for s, o in zip(stretches, offsets, strict=True)])
+        given = np.arange(rows) <= np.asarray(prompts)[:, None]
+        return batch | {"text": np.where(hidden[:, None], 0, batch["text"]), "heard": kept | given}
 
 
 def make_batch(
@@ -369,8 +381,9 @@ def make_batch(
         text: int32 [B, S], padded with 0.
         text_mask: bool [B, S].
         grid: int32 [B, T + 1, C]: BOS, the delayed codes, EOS behind each channel's last, then PAD.
+        heard: bool [B, T], the rows of 0 .. T - 1 that the model is given: here all.
         learnt: bool [B, T, C], the slots of rows 1 .. T that count: codes behind the prompt, and EOS.
-        byte: int32 [B, T], the byte that is heard in the frame that row t predicts; -1 where that is not known.
+        byte: int32 [B, T], the byte that is spoken in the frame that row t predicts; -1 where that is not known.
     """
     config = dataset.config
     rows = rows or max(dataset.rows(item) for item in items)
@@ -396,9 +409,10 @@ def make_batch(
         frame = np.arange(rows)[:, None] - delays  # of the slot in row 1 + t
         learnt[i] = (frame >= prompt) & (frame <= item.frames)
         if item.starts is not None:
-            heard = np.searchsorted(item.starts, np.arange(item.frames), side="right") - 1
-            byte[i, : item.frames] = np.maximum(heard, 0)
-    return {"text": text, "text_mask": text != 0, "grid": grid, "learnt": learnt, "byte": byte}
+            spoken = np.searchsorted(item.starts, np.arange(item.frames), side="right") - 1
+            byte[i, : item.frames] = np.maximum(spoken, 0)
+    heard = np.ones((len(items), rows), bool)
+    return {"text": text, "text_mask": text != 0, "grid": grid, "heard": heard, "learnt": learnt, "byte": byte}
 
 
 def batches(dataset: Dataset, settings: BatchSettings, *, start: int = 0) -> Iterator[dict[str, np.ndarray]]:
@@ -408,7 +422,7 @@ def batches(dataset: Dataset, settings: BatchSettings, *, start: int = 0) -> Ite
         start: the index of the first one; batch i is the same whenever it is asked for.
 
     Yields:
-        what `make_batch` returns, with scripts hidden and prompts given at random.
+        what `make_batch` returns, with scripts and sound hidden and prompts given at random.
     """
     source = _Batches(dataset, settings)
     processes, process = jax.process_count(), jax.process_index()

@@ -366,7 +366,7 @@ def start(
     program, trained, frozen = make_program(config, settings)
     dtype = settings.dtype if settings.lora_rank else "float32"  # below adapters, or to be trained
     if checkpoint is None:
-        weights = _random_weights(config, settings.seed, dtype)
+        weights = random_weights(config, settings.seed, dtype)
     else:
         weights = load_params(checkpoint, dtype=dtype)[1]
     if settings.lora_rank:
@@ -376,7 +376,7 @@ def start(
     return program, initial_state(program, weights, mesh), frozen
 
 
-def _random_weights(config: DiaConfig, seed: int, dtype: str) -> nnx.State:
+def random_weights(config: DiaConfig, seed: int, dtype: str) -> nnx.State:
     """Small normal weights, deviation 0.02 as in the reference's config, and norms of 1.
 
     What is added to the stream of L layers is smaller by sqrt(2 L) (GPT-2), so that its scale does not grow with depth.
@@ -478,7 +478,8 @@ class _Run:
     def _validate(self, step: int, state: TrainState, frozen: Any) -> None:
         if self.held_out is None:
             return
-        settings = dataclasses.replace(self.program.settings.batch, text_dropout=0.0, prompt_probability=0.0)
+        plain = {"text_dropout": 0.0, "prompt_probability": 0.0, "history_dropout": 0.0}
+        settings = dataclasses.replace(self.program.settings.batch, **plain)
         stream = batches(self.held_out, settings)
         values = []
         for _ in range(8):

@@ -61,7 +61,7 @@ def forward(
         x = encode(layer, x)
     encoded = encoder.norm(x)
 
-    tokens = batch["grid"][:, :-1]
+    tokens = jnp.where(batch["heard"][..., None], batch["grid"][:, :-1], model.config.pad_token_id)
     start = jnp.zeros(len(tokens), jnp.int32)
     mask = batch["text_mask"][:, None]
     cross_key_angles = decoder.cross_angles(jnp.arange(encoded.shape[1])[None])
