@@ -1,10 +1,9 @@
-"""The small voice's training set: spoken sentences to codes, and codes to dialogues, prompts and sounds.
+"""The small voice's training set: words to codes, and codes to sentences, dialogues, prompts and sounds.
 
-A sentence is spoken once a voice and encoded; dialogues are made by laying codes end to end, which is exact because
-every clip begins and ends in silence. Writes prepared folders as `dia-jax prepare` does.
+A word is spoken once a voice and encoded; all else is made by laying codes end to end, which is exact because every
+word begins and ends in silence. Writes prepared folders as `dia-jax prepare` does.
 """
 
-import contextlib
 import dataclasses
 import multiprocessing
 import random
@@ -21,18 +20,13 @@ from dia_jax.training.data import Writer
 
 HELD_OUT = 7919
 """Seed of the sentences that are kept for judging."""
-SHORT = 18
+SHORT = 15
 """Bytes: what fits, with its tag, into the smallest batch of the trainer."""
-LEAD = 2 * speech.FRAMES_PER_BYTE
-"""Silent frames before a sentence: for the speaker's tag, a byte, and the space behind it."""
+PITCHES = 8
+"""At which each voice speaks prompts, beside its own."""
 
-
-@dataclasses.dataclass(frozen=True)
-class Spoken:
-    """A sentence in one voice, and its codes [T, C]: as many frames as `[S1]`, a space, its bytes and a space have."""
-
-    text: str
-    codes: np.ndarray
+Codes = dict[str, dict[str, np.ndarray]]
+"""Of voices, of words: int16 [T, C]; and under "" what the other bytes sound like: speaker tags, marks, sounds."""
 
 
 def held_out(count: int) -> list[str]:
@@ -45,122 +39,100 @@ def held_out(count: int) -> list[str]:
     return found
 
 
+def split(sentence: str) -> list[str]:
+    """Words as the vocabulary has them, and the marks behind them."""
+    known, parts = set(vocabulary.words()), []
+    for each in sentence.split(" "):
+        word = each.rstrip(speech.MARKS)
+        parts += [word if word in known else word.lower(), *each[len(word) :]]
+    return parts
+
+
 def say(sentence: str, voice: speech.Voice) -> np.ndarray:
     """Samples of a sentence behind its speaker's tag."""
-    return _led(speech.speak(speech.envelopes(sentence), voice))
+    quiet = np.zeros(speech.FRAMES_PER_BYTE * speech.HOP, np.float32)
+    parts = [quiet if part in speech.MARKS else _word(part, voice) for part in split(sentence)]
+    return np.concatenate([quiet, quiet, *parts])
 
 
-def _led(samples: np.ndarray) -> np.ndarray:
-    return np.pad(samples, (LEAD * speech.HOP, 0))
+def _word(word: str, voice: speech.Voice) -> np.ndarray:
+    return speech.speak(speech.envelopes(word), voice)
 
 
-def sentences(count: int, seed: int) -> list[str]:
-    """Half with sense, half without, and none that is held out."""
-    grammar, kept = vocabulary.Grammar(seed), set(held_out(1000))
-    found: list[str] = []
-    while len(found) < count:
-        sentence = grammar.string(3, 8) if len(found) % 2 else grammar.sentence()
-        if sentence not in kept:
-            found.append(sentence)
-    return found
+def build_codec() -> tuple[nnx.GraphDef, nnx.State]:
+    """From the words in every voice, and the sounds."""
+    words = [_word(word, voice) for word in vocabulary.words() for voice in speech.VOICES.values()]
+    return codec.build(words + 8 * list(speech.sounds().values()), progress=True)
 
 
-def short_strings(count: int, seed: int) -> list[str]:
-    """One to three words without sense, of at most `SHORT` bytes."""
-    grammar, found = vocabulary.Grammar(seed), []
-    while len(found) < count:
-        string = grammar.string(1, 3)
-        if len(string) <= SHORT:
-            found.append(string)
-    return found
-
-
-def build_codec(count: int = 500) -> tuple[nnx.GraphDef, nnx.State]:
-    """From sentences in every voice, and the sounds."""
-    clips = []
-    for text in sentences(count, 1):
-        with contextlib.suppress(ValueError):  # read otherwise than word by word
-            clips += [say(text, voice) for voice in speech.VOICES.values()]
-    return codec.build(clips + 8 * list(speech.sounds().values()), progress=True)
-
-
-def speak_all(
-    values: dict[str, np.ndarray], texts: list[str], seed: int, cache: Path
-) -> tuple[dict[str, list[Spoken]], ...]:
-    """Every sentence in every voice; and a fifth of them once more at a pitch beside the voice's, as prompts.
-
-    Sentences that the teacher reads otherwise than word by word are left out. What was spoken before is read from the
-    cache.
-    """
-    if not cache.exists():
-        flat: dict[str, np.ndarray] = {"texts": np.array(texts)}
-        jobs = [(values, i, text, seed) for i, text in enumerate(texts)]
-        with multiprocessing.get_context("fork").Pool() as pool:
-            for spoken in tqdm(pool.imap(_speak, jobs, chunksize=20), total=len(texts), desc="speaking"):
-                flat |= spoken
-        np.savez(cache.with_suffix(".part.npz"), **flat)
-        cache.with_suffix(".part.npz").rename(cache)
-    stored = dict(np.load(cache))
-    found: tuple[dict[str, list[Spoken]], ...] = ({}, {})
-    for name in sorted(key for key in stored if key != "texts"):
-        voice, version, number = name.split("/")
-        spoken = Spoken(str(stored["texts"][int(number)]), stored[name])
-        found[version == "near"].setdefault(voice, []).append(spoken)
-    return found
-
-
-def _speak(job: tuple[dict[str, np.ndarray], int, str, int]) -> dict[str, np.ndarray]:
-    values, number, text, seed = job
-    rng, found = np.random.default_rng([seed, number]), {}
-    try:
-        parts = speech.envelopes(text)
-    except ValueError:
-        return {}
+def speak(values: dict[str, np.ndarray]) -> Codes:
+    """Every word in every voice, and at pitches up to 8 % beside it, named "alto 0", "alto 1", ...; and the sounds."""
+    voices = dict(speech.VOICES)
     for voice in speech.VOICES.values():
-        versions = {"": voice}
-        if number % 5 == 0:
-            versions["near"] = dataclasses.replace(voice, pulses=voice.pulses * rng.uniform(0.92, 1.08))
-        for name, version in versions.items():
-            found[f"{voice.name}/{name}/{number}"] = codec.encode(values, _led(speech.speak(parts, version)))
-    return found
+        for i, part in enumerate(np.linspace(-0.08, 0.08, PITCHES)):
+            voices[f"{voice.name} {i}"] = dataclasses.replace(voice, pulses=voice.pulses * (1 + part))
+    found: Codes = {name: {} for name in voices}
+    jobs = [(values, word, voices) for word in vocabulary.words()]
+    with multiprocessing.get_context("fork").Pool() as pool:
+        for word, codes in tqdm(pool.imap(_encode, jobs, chunksize=10), total=len(jobs), desc="speaking"):
+            for name in voices:
+                found[name][word] = codes[name]
+    samples = {f"({name})": sound for name, sound in speech.sounds().items()}
+    samples[""] = np.zeros(speech.FRAMES_PER_BYTE * speech.HOP)
+    return found | {"": {name: codec.encode(values, sound) for name, sound in samples.items()}}
 
 
-def write(
-    target: Path,
-    values: dict[str, np.ndarray],
-    spoken: tuple[dict[str, list[Spoken]], ...],
-    *,
-    items: int,
-    seed: int,
-    dialogues: bool = True,
-) -> None:
-    """Dialogues of one and two turns, prompts that are gone on with, and sounds; or each sentence by itself."""
-    rng, (voices, prompts) = random.Random(seed), spoken
-    sounds = {name: codec.encode(values, samples) for name, samples in speech.sounds().items()}
-    usual = {1: "alto", 2: "bass"}
+def _encode(
+    job: tuple[dict[str, np.ndarray], str, dict[str, speech.Voice]],
+) -> tuple[str, dict[str, np.ndarray]]:
+    values, word, voices = job
+    return word, {name: codec.encode(values, _word(word, voice)) for name, voice in voices.items()}
+
+
+def write(target: Path, codes: Codes, *, items: int, seed: int, short: bool = False) -> None:
+    """Strings of one to three words, if short; else one and two turns, prompts that are gone on with, and sounds.
+
+    Half of the sentences have sense, half have none.
+    """
+    rng, grammar, kept = random.Random(seed), vocabulary.Grammar(seed), set(held_out(1000))
+    quiet, sounds = codes[""][""], [name for name in codes[""] if name]
+
+    def sentence() -> str:
+        while True:
+            if short:
+                text = grammar.string(1, 3)
+                if len(text) <= SHORT:
+                    return text
+            else:
+                text = grammar.string(3, 8) if rng.random() < 0.5 else grammar.sentence()
+                if text not in kept:
+                    return text
+
     with Writer(target, codec.CONFIG) as writer:
         for _ in tqdm(range(items - len(writer.items)), desc="composing"):
             tag = rng.choice([1, 2])
-            kind = rng.choices(["one", "two", "prompt"], [0.5, 0.25, 0.25])[0] if dialogues else "one"
-            cast, turns, prompt = usual, [tag] if kind == "one" else [tag, 3 - tag], 0
-            parts: list[tuple[str, np.ndarray]] = []
+            kind = "one" if short else rng.choices(["one", "two", "prompt"], [0.5, 0.25, 0.25])[0]
+            cast, turns, prompt = {1: "alto", 2: "bass"}, [tag] if kind == "one" else [tag, 3 - tag], 0
             if kind == "prompt":
                 first = rng.choice(["alto", "bass"])
                 cast = {tag: first, 3 - tag: "bass" if first == "alto" else "alto"}
                 turns = [tag, tag] if rng.random() < 0.7 else [tag, 3 - tag]
+            text: list[str] = []
+            said: list[np.ndarray] = []
             for number, turn in enumerate(turns):
-                pool = prompts if kind == "prompt" and number == 0 and rng.random() < 0.7 else voices
-                chosen = rng.choice(pool[cast[turn]])
-                again = kind == "prompt" and number and turn == turns[0]
-                if number == 0 or not again or rng.random() < 0.5:
-                    parts.append((f"[S{turn}] {chosen.text}", chosen.codes))
-                else:
-                    parts.append((chosen.text, chosen.codes[LEAD:]))
-                if kind == "prompt" and number == 0:
-                    prompt = len(chosen.codes)
-                elif dialogues and rng.random() < 0.12:
-                    name = rng.choice(list(sounds))
-                    parts.append((f"({name})", sounds[name]))
-            text, codes = " ".join(part[0] for part in parts), np.concatenate([part[1] for part in parts])
-            starts = range(0, len(codes), speech.FRAMES_PER_BYTE)
-            writer.add(codes, text, prompt=prompt, starts=tuple(starts[:-1]))  # the last space is not in the script
+                given = kind == "prompt" and number == 0
+                words = sentence()
+                if number == 0 or turn != turns[0] or rng.random() < 0.5:
+                    text.append(f"[S{turn}]")
+                    said += [quiet, quiet]
+                voice = f"{cast[turn]} {rng.randrange(PITCHES)}" if given and rng.random() < 0.7 else cast[turn]
+                text.append(words)
+                said += [quiet if part in speech.MARKS else codes[voice][part] for part in split(words)]
+                if given:
+                    prompt = sum(map(len, said))
+                elif not short and rng.random() < 0.12:
+                    text.append(rng.choice(sounds))
+                    said.append(codes[""][text[-1]])
+            whole = np.concatenate(said)
+            starts = range(0, len(whole), speech.FRAMES_PER_BYTE)
+            writer.add(whole, " ".join(text), prompt=prompt, starts=tuple(starts[:-1]))  # behind the last is a space

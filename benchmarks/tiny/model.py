@@ -53,6 +53,9 @@ def initial(codec: dict[str, np.ndarray]) -> nnx.State:
         outputs[channel, : len(entries)] -= np.sum(entries**2, axis=1)[:, None] / 2 * own[7]
         outputs[channel, len(entries) :] -= own[7]
     weights = random_weights(CONFIG, 0, "float32")
+    # Large, or what the layers add about a byte's place drowns what byte it is.
+    letters = weights["encoder"]["embedding"]["weight"]
+    letters[...] = letters[...] / 0.02
     weights["decoder"]["embeddings"]["weight"][...] = jnp.asarray(inputs.reshape(-1, size), jnp.float32)
     weights["decoder"]["logits_dense"]["weight"][...] = jnp.asarray(outputs.reshape(-1, size), jnp.float32)
     return weights
@@ -68,7 +71,7 @@ def settings(steps: int) -> TrainSettings:
         ema_decay=0.998,
         alignment_steps=3000,
         batch=BatchSettings(rows=2048, text_dropout=0.1, history_dropout=0.5),
-        loss=LossSettings(alignment_weight=0.5, alignment_layers=(1, 2, 3), alignment_width=1, remat=False),
+        loss=LossSettings(alignment_weight=0.5, alignment_layers=(1, 2, 3), alignment_width=0, remat=False),
         save_every=200,
         sample_every=1000,
     )

@@ -1,10 +1,10 @@
-"""The teacher of the small voice: sentences to speech whose codec frames repeat.
+"""The teacher of the small voice: words to speech whose codec frames repeat.
 
 hibari-tts (Apache-2.0, weights inside the package) says how long each phoneme is and how a spectral envelope moves,
 80 frames a second: one for the voiced part, one for the breath. The waveform is made here and not by it, locked to
-the codec: each of its frames becomes one hop of 512 samples, the pitch is a whole multiple of the frame rate (86.13
-Hz), and the breath is one hop of noise said again and again. So a frame's samples depend on the envelopes around it
-and on nothing else, and what has to be learnt of speech is small. It sounds monotonous, and whisper understands it.
+the codec: a word is stretched to a whole number of its frames, the pitch is a whole multiple of the frame rate (86.13
+Hz), and the breath is one hop of noise said again and again. And it is the same wherever the word stands, with a short
+silence behind. So what has to be learnt of speech is small. It sounds monotonous, and whisper understands it.
 
 Knows no model; needs hibari-tts, onnx and numpy (requirements.txt).
 """
@@ -27,10 +27,13 @@ TEACHER_WINDOW = 1200
 HIGHEST = 8000  # Hz
 BANDS = 32  # of an envelope, equally wide in mel: fewer directions in which sound can vary, and clearer speech
 LOUDNESS = 0.05  # root mean square of every voice
-FRAMES_PER_BYTE = 5
+FRAMES_PER_BYTE = 6
 """Every byte of a script lasts as long as any other: what is being read follows from what has been said, by counting.
 The teacher's own pace is 4 to 5."""
+GAP = 2  # silent frames at a word's end
+EARLY = 4  # frames of the teacher by which a word is heard before the frame in which it begins
 MARKS = ".,?!"
+SILENT = -20.0  # log magnitude
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +59,7 @@ VOICES = {
 
 @dataclasses.dataclass(frozen=True)
 class Envelopes:
-    """What the teacher says of a sentence.
+    """What the teacher says of a word.
 
     Attributes:
         voiced, breath: log magnitudes [601, T].
@@ -81,54 +84,32 @@ def _teacher() -> tuple[hibari.Hibari, onnxruntime.InferenceSession]:
     return tts, onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
 
-def envelopes(sentence: str) -> Envelopes:
-    """Asks the teacher, and bends what it says to `FRAMES_PER_BYTE`.
+@functools.cache
+def envelopes(word: str) -> Envelopes:
+    """Asks the teacher for a word by itself, and stretches it to `FRAMES_PER_BYTE` for its bytes and the space behind.
 
     Args:
-        sentence: ASCII words and punctuation, one sentence.
-
-    Raises:
-        ValueError: the teacher reads it otherwise than word by word.
+        word: ASCII letters.
     """
     tts, session = _teacher()
-    phonemes = tts.phonemize(sentence)
-    if len(phonemes) != 1:
-        raise ValueError(f"{sentence!r} is {len(phonemes)} sentences to the teacher, not one.")
-    ids = np.asarray([tts.ids(phonemes[0])], np.int64)
+    phonemes = tts.phonemize(f"{word}.")[0]
+    ids = np.asarray([tts.ids(phonemes)], np.int64)
     outputs = session.run(None, {"ids": ids, "speed": np.asarray([1.0], np.float32)})
     voiced, _, noise, rough, _, pitch = (part[0] for part in outputs[:-1])
     each = 2 * outputs[-1].reshape(-1).astype(int)  # frames of a phoneme: the teacher counts pairs
     breath = np.logaddexp(2 * np.minimum(noise, 7), 2 * np.minimum(rough, 7) - np.log(2)) / 2
-    at = _bend(sentence, phonemes[0], np.concatenate([[0], np.cumsum(each)]))
-    left = np.minimum(at.astype(int), voiced.shape[1] - 2)
-    part = np.clip(at - left, 0, 1)
+    edges = np.concatenate([[0], np.cumsum(each)])  # edges[i] begins id i; id 0 is a pause, the last one the full stop
+    frames = FRAMES_PER_BYTE * (len(word) + 1) - GAP
+    begin, end = edges[1] - EARLY, edges[len(phonemes)]
+    at = np.clip(begin + (end - begin) * (np.arange(frames) + 0.5) / frames - 0.5, 0, voiced.shape[1] - 1.001)
+    left = at.astype(int)
 
-    def bent(log: np.ndarray) -> np.ndarray:
-        return _smooth(log[:, left] * (1 - part) + log[:, left + 1] * part)
+    def stretched(log: np.ndarray) -> np.ndarray:
+        between = log[:, left] * (1 - at + left) + log[:, left + 1] * (at - left)
+        return np.pad(_smooth(between), ((0, 0), (0, GAP)), constant_values=SILENT)
 
-    pitched = (pitch > 40)[np.minimum(at.round().astype(int), len(pitch) - 1)]
-    return Envelopes(bent(np.minimum(voiced, 7)), bent(breath), pitched.astype(np.float32))
-
-
-def _bend(sentence: str, phonemes: str, edges: np.ndarray) -> np.ndarray:
-    """The teacher's frame, not whole, that is heard in each frame of ours; edges[i] begins id i, and id 0 is a pause.
-
-    A word and the space behind it share their bytes' frames as the teacher's phonemes share its own; a mark at a word's
-    end has a byte of its own.
-    """
-    words, sounds = sentence.split(" "), phonemes.split(" ")
-    if len(words) != len(sounds):
-        raise ValueError(f"{sentence!r} is {len(words)} words, but the teacher says {len(sounds)}: {phonemes!r}.")
-    ours, theirs, byte, phoneme = [0], [edges[1]], 0, 1
-    for word, sound in zip(words, sounds, strict=True):
-        if word[-1] in MARKS and sound[-1] in MARKS:
-            ours.append(byte + len(word) - 1)
-            theirs.append(edges[phoneme + len(sound) - 1])
-        byte, phoneme = byte + len(word) + 1, phoneme + len(sound) + 1
-        ours.append(byte)
-        theirs.append(edges[min(phoneme, len(edges) - 1)])
-    frames = np.arange(byte * FRAMES_PER_BYTE)
-    return np.interp(frames + 0.5, np.multiply(ours, FRAMES_PER_BYTE), theirs) - 0.5
+    pitched = np.pad((pitch > 40)[at.round().astype(int)], (0, GAP))
+    return Envelopes(stretched(np.minimum(voiced, 7)), stretched(breath), pitched.astype(np.float32))
 
 
 def _smooth(log: np.ndarray) -> np.ndarray:
@@ -146,7 +127,7 @@ def _smooth(log: np.ndarray) -> np.ndarray:
 
 
 def speak(parts: Envelopes, voice: Voice) -> np.ndarray:
-    """Envelopes to samples, float32 [T * 512] at 44.1 kHz: T hops in, T hops out, the last three of them silent."""
+    """Envelopes to samples, float32 [T * 512] at 44.1 kHz: T hops in, T hops out."""
     frames = parts.voiced.shape[1]
     window = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(WINDOW) / WINDOW)
     bins = np.arange(WINDOW // 2 + 1) * RATE / WINDOW / voice.warp / TEACHER_BIN
@@ -172,7 +153,6 @@ def speak(parts: Envelopes, voice: Voice) -> np.ndarray:
     for i, piece in enumerate(pieces):
         out[i * HOP : i * HOP + WINDOW] += piece
     out = out[WINDOW // 2 : WINDOW // 2 + frames * HOP]
-    out[-4 * HOP :] *= np.clip(np.linspace(1, -3, 4 * HOP), 0, None)
     return (out * LOUDNESS / max(float(np.sqrt(np.mean(out**2))), 1e-9)).clip(-0.99, 0.99).astype(np.float32)
 
 

@@ -31,7 +31,6 @@ def main() -> None:
     parser.add_argument("work", type=Path, help="folder for all that is made on the way: 1 GB")
     parser.add_argument("--steps", type=int, default=6000, help="updates of the weights on dialogues")
     parser.add_argument("--short-steps", type=int, default=1000, help="and before, on strings of one to three words")
-    parser.add_argument("--sentences", type=int, default=8000, help="that the teacher speaks")
     parser.add_argument("--items", type=int, default=16_000, help="dialogues that are made of them")
     options = parser.parse_args()
     work = options.work
@@ -41,15 +40,10 @@ def main() -> None:
         save_params(work / "codec", codec.CONFIG, corpus.build_codec()[1])
     graphdef, params = load_params(open_checkpoint(work / "codec"))
     values = codec.kernels(params)
-    texts = {
-        "short": corpus.short_strings(options.sentences // 2, 6),
-        "train": corpus.sentences(options.sentences, 2),
-        "validation": corpus.sentences(300, 4),
-    }
-    items = {"short": options.sentences, "train": options.items, "validation": 400}
-    for seed, name in enumerate(texts):
-        spoken = corpus.speak_all(values, texts[name], seed, work / f"{name}.npz")
-        corpus.write(work / name, values, spoken, items=items[name], seed=seed, dialogues=name != "short")
+    spoken = corpus.speak(values)
+    corpus.write(work / "short", spoken, items=options.items // 2, seed=1, short=True)
+    corpus.write(work / "train", spoken, items=options.items, seed=2)
+    corpus.write(work / "validation", spoken, items=400, seed=3)
     if not (work / "start").exists():
         save_params(work / "start", model.CONFIG, model.initial(values))
     begun = train(
