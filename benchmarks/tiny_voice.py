@@ -1,8 +1,7 @@
 """How well the small voice speaks, by measures that are stated where they are taken (tiny/ears.py).
 
     pip install -e '.[dev]' -r benchmarks/tiny/requirements.txt
-    python benchmarks/tiny_voice.py                      # the voice in the package
-    python benchmarks/tiny_voice.py --model WORK/voice   # one that is being trained
+    python benchmarks/tiny_voice.py --model WORK/voice
 
 Sentences are of the training grammar and not in the training set; prompts are at pitches that it does not hold. The
 teacher's own audio, and the same behind the codec, stand beside. Writes benchmarks/results/tiny-voice.json.
@@ -200,7 +199,7 @@ def start(model: str) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="tiny", help="directory of the voice")
+    parser.add_argument("--model", required=True, help="directory of the voice")
     parser.add_argument("--sentences", type=int, default=60, help="for each check")
     parser.add_argument("--seeds", type=int, default=3, help="for the word error rate")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the JSON file")

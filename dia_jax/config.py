@@ -214,6 +214,7 @@ class DiaConfig:
                     "config.json has neither `model` and `data` (Dia v0.1) nor `encoder_config` and `decoder_config` "
                     f"(Dia 0626), but these keys: {', '.join(sorted(map(str, data))) or 'none'}."
                 )
+            config = dataclasses.replace(config, sampling=SamplingSettings(**data.get("sampling", {})))
         except KeyError as error:
             raise ConfigError(f"config.json lacks the key {error}.") from None
         except ConfigError:
@@ -286,6 +287,7 @@ class DiaConfig:
             )
         return {
             "version": "1.0",
+            "sampling": dataclasses.asdict(self.sampling),
             "model": {
                 "encoder": {
                     "n_layer": enc.num_layers,
@@ -414,7 +416,6 @@ def _from_flat(data: dict[str, Any]) -> DiaConfig:
         pad_token_id=token("pad_token_id", 1025),
         bos_token_id=token("bos_token_id", 1026),
         variant=data.get("variant", "0626"),
-        sampling=SamplingSettings(**data.get("sampling", {})),
     )
 
 

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers.models.dia.tokenization_dia import DiaTokenizer
 
-from dia_jax import NONVERBAL_TAGS, AudioError, ConfigError, DacConfig, DiaConfig, TextError
+from dia_jax import NONVERBAL_TAGS, AudioError, ConfigError, DacConfig, DiaConfig, SamplingSettings, TextError
 from dia_jax.audio import FORMATS, prepare_audio, read_audio, write_audio
 from dia_jax.delay import FREE, apply_delay, revert_delay
 from dia_jax.text import encode_text
@@ -112,12 +112,22 @@ def test_three_schemas_of_the_same_model():
     assert DiaConfig.from_json(transformers.DiaConfig().to_dict(), variant="v0.1") == nested
 
 
-@pytest.mark.parametrize("config", [DiaConfig(), DiaConfig(variant="v0.1")])
+OWN_SAMPLING = SamplingSettings(temperature=0.3, cfg_filter_top_k=20)
+OWN_CONFIGS = [DiaConfig(variant=v, sampling=s) for v in ("0626", "v0.1") for s in (SamplingSettings(), OWN_SAMPLING)]
+
+
+@pytest.mark.parametrize("config", OWN_CONFIGS)
 def test_written_configs_are_read_back(config: DiaConfig):
     assert DiaConfig.from_json(json.loads(json.dumps(config.to_json()))) == config
     if config.variant == "v0.1":
         assert DiaConfig.from_json(json.loads(json.dumps(config.to_nested_json()))) == config
     assert DiaConfig.from_json(reference_config().to_dict()) != config
+
+
+@pytest.mark.parametrize("sampling", [{"temperature": -1}, {"top_p": "x"}, {"heat": 1}, None, [0.3]])
+def test_sampling_that_cannot_be_used_is_refused(sampling):
+    with pytest.raises(ConfigError, match=r"temperature|top_p|heat|mapping"):
+        DiaConfig.from_json(DiaConfig().to_json() | {"sampling": sampling})
 
 
 def test_src_vocab_size_is_128_if_absent():

@@ -109,7 +109,7 @@ def write(target: Path, codes: Codes, *, items: int, seed: int, short: bool = Fa
                     return text
 
     with Writer(target, codec.CONFIG) as writer:
-        for _ in tqdm(range(items - len(writer.items)), desc="composing"):
+        for _ in tqdm(range(items), desc="composing"):
             tag = rng.choice([1, 2])
             kind = "one" if short else rng.choices(["one", "two", "prompt"], [0.5, 0.25, 0.25])[0]
             cast, turns, prompt = {1: "alto", 2: "bass"}, [tag] if kind == "one" else [tag, 3 - tag], 0

@@ -1,10 +1,10 @@
 """Makes the small voice, from nothing to weights; run again, it goes on where it was.
 
     pip install -e '.[train]' -r benchmarks/tiny/requirements.txt
-    python benchmarks/tiny/train.py WORK --steps 12000
+    python benchmarks/tiny/train.py WORK --steps 6000
 
-Computes the codec, lets the teacher speak, composes dialogues, trains, and writes WORK/voice, which is what stands in
-dia_jax/tiny. WORK may be carried to another machine at any time; all that is done stays done.
+Computes the codec, lets the teacher speak, composes dialogues, trains, and writes WORK/voice. WORK may be
+carried to another machine at any time; all that is done stays done.
 """
 
 import argparse
@@ -40,22 +40,26 @@ def main() -> None:
         save_params(work / "codec", codec.CONFIG, corpus.build_codec()[1])
     graphdef, params = load_params(open_checkpoint(work / "codec"))
     values = codec.kernels(params)
-    spoken = corpus.speak(values)
-    corpus.write(work / "short", spoken, items=options.items // 2, seed=1, short=True)
-    corpus.write(work / "train", spoken, items=options.items, seed=2)
-    corpus.write(work / "validation", spoken, items=400, seed=3)
+    data = work / "data"
+    if not data.exists():
+        spoken, part = corpus.speak(values), work / "data.part"
+        shutil.rmtree(part, ignore_errors=True)
+        corpus.write(part / "short", spoken, items=options.items // 2, seed=1, short=True)
+        corpus.write(part / "train", spoken, items=options.items, seed=2)
+        corpus.write(part / "validation", spoken, items=400, seed=3)
+        part.rename(data)
     if not (work / "start").exists():
         save_params(work / "start", model.CONFIG, model.initial(values))
     begun = train(
-        work / "run-short", work / "short", model.settings(options.short_steps), base=work / "start", progress=True
+        work / "run-short", data / "short", model.settings(options.short_steps), base=work / "start", progress=True
     )
     trained = train(
         work / "run",
-        work / "train",
+        data / "train",
         model.settings(options.steps),
         base=begun,
         codec=Codec(codec.CONFIG, graphdef, params),
-        validation=work / "validation",
+        validation=data / "validation",
         sample_texts=TEXTS,
         progress=True,
     )
