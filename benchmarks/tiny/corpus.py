@@ -89,30 +89,31 @@ def _encode(
     return word, {name: codec.encode(values, _word(word, voice)) for name, voice in voices.items()}
 
 
-def write(target: Path, codes: Codes, *, items: int, seed: int, short: bool = False) -> None:
-    """Strings of one to three words, if short; else one and two turns, prompts that are gone on with, and sounds.
+def write(target: Path, codes: Codes, *, items: int, seed: int, short: float) -> None:
+    """Strings of one to three words, as many as `short` says; else one and two turns, prompts that are gone on with, and
+    sounds.
 
     Half of the sentences have sense, half have none.
     """
     rng, grammar, kept = random.Random(seed), vocabulary.Grammar(seed), set(held_out(1000))
     quiet, sounds = codes[""][""], [name for name in codes[""] if name]
 
-    def sentence() -> str:
+    def sentence(kind: str) -> str:
         while True:
-            if short:
+            if kind == "short":
                 text = grammar.string(1, 3)
                 if len(text) <= SHORT:
                     return text
             else:
-                text = grammar.string(3, 8) if rng.random() < 0.5 else grammar.sentence()
+                text = grammar.string(1, 8) if rng.random() < 0.5 else grammar.sentence()
                 if text not in kept:
                     return text
 
     with Writer(target, codec.CONFIG) as writer:
         for _ in tqdm(range(items), desc="composing"):
             tag = rng.choice([1, 2])
-            kind = "one" if short else rng.choices(["one", "two", "prompt"], [0.5, 0.25, 0.25])[0]
-            cast, turns, prompt = {1: "alto", 2: "bass"}, [tag] if kind == "one" else [tag, 3 - tag], 0
+            kind = "short" if rng.random() < short else rng.choices(["one", "two", "prompt"], [0.5, 0.25, 0.25])[0]
+            cast, turns, prompt = {1: "alto", 2: "bass"}, [tag, 3 - tag] if kind == "two" else [tag], 0
             if kind == "prompt":
                 first = rng.choice(["alto", "bass"])
                 cast = {tag: first, 3 - tag: "bass" if first == "alto" else "alto"}
@@ -121,7 +122,7 @@ def write(target: Path, codes: Codes, *, items: int, seed: int, short: bool = Fa
             said: list[np.ndarray] = []
             for number, turn in enumerate(turns):
                 given = kind == "prompt" and number == 0
-                words = sentence()
+                words = sentence(kind)
                 if number == 0 or turn != turns[0] or rng.random() < 0.5:
                     text.append(f"[S{turn}]")
                     said += [quiet, quiet]
@@ -130,7 +131,7 @@ def write(target: Path, codes: Codes, *, items: int, seed: int, short: bool = Fa
                 said += [quiet if part in speech.MARKS else codes[voice][part] for part in split(words)]
                 if given:
                     prompt = sum(map(len, said))
-                elif not short and rng.random() < 0.12:
+                elif kind != "short" and rng.random() < 0.12:
                     text.append(rng.choice(sounds))
                     said.append(codes[""][text[-1]])
             whole = np.concatenate(said)

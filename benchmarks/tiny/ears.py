@@ -11,10 +11,6 @@ import numpy as np
 import soxr
 
 RATE, HOP = 44_100, 512
-NUMBERS = {
-    "2": "two", "3": "three", "4": "four", "5": "five", "6": "six", "7": "seven", "8": "eight", "9": "nine",
-    "10": "ten", "12": "twelve", "20": "twenty", "100": "hundred",
-}  # fmt: skip
 
 
 @functools.cache
@@ -33,9 +29,8 @@ def hear(samples: np.ndarray) -> str:
 
 
 def words(text: str) -> list[str]:
-    """Lower case, numbers spelt, punctuation, tags and sounds taken out."""
+    """Lower case, punctuation, tags and sounds taken out."""
     text = re.sub(r"\[S[12]\]|\([a-z ]+\)", " ", text).lower()
-    text = re.sub(r"\d+", lambda match: NUMBERS.get(match[0], match[0]), text)
     return re.sub(r"[^a-z0-9' ]", " ", text).split()
 
 

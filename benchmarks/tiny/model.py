@@ -61,7 +61,7 @@ def initial(codec: dict[str, np.ndarray]) -> nnx.State:
     return weights
 
 
-def settings(steps: int) -> TrainSettings:
+def settings(steps: int, *, history_dropout: float) -> TrainSettings:
     """The run. float32, because that is what a CPU is fast at."""
     return TrainSettings(
         steps=steps,
@@ -70,7 +70,7 @@ def settings(steps: int) -> TrainSettings:
         dtype="float32",
         ema_decay=0.998,
         alignment_steps=3000,
-        batch=BatchSettings(rows=2048, text_dropout=0.1, history_dropout=0.5),
+        batch=BatchSettings(rows=2048, text_dropout=0.1, history_dropout=history_dropout),
         loss=LossSettings(alignment_weight=0.5, alignment_layers=(1, 2, 3), alignment_width=0, remat=False),
         save_every=200,
         sample_every=1000,

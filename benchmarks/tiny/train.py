@@ -23,7 +23,7 @@ from dia_jax import load_params, open_checkpoint, save_params
 from dia_jax.pipeline import Codec
 from dia_jax.training.loop import train
 
-TEXTS = ("[S1] The old farmer found a red book in the kitchen.", "[S2] Please open the door. [S1] Good morning, Anna!")
+TEXTS = ("[S1] The young farmer found this red letter.", "[S2] Please close the door. [S1] Good morning, Laura!")
 
 
 def main() -> None:
@@ -31,7 +31,7 @@ def main() -> None:
     parser.add_argument("work", type=Path, help="folder for all that is made on the way: 1 GB")
     parser.add_argument("--steps", type=int, default=6000, help="updates of the weights on dialogues")
     parser.add_argument("--short-steps", type=int, default=1000, help="and before, on strings of one to three words")
-    parser.add_argument("--items", type=int, default=16_000, help="dialogues that are made of them")
+    parser.add_argument("--items", type=int, default=40_000, help="strings and dialogues that are made of them")
     options = parser.parse_args()
     work = options.work
     work.mkdir(parents=True, exist_ok=True)
@@ -44,19 +44,26 @@ def main() -> None:
     if not data.exists():
         spoken, part = corpus.speak(values), work / "data.part"
         shutil.rmtree(part, ignore_errors=True)
-        corpus.write(part / "short", spoken, items=options.items // 2, seed=1, short=True)
-        corpus.write(part / "train", spoken, items=options.items, seed=2)
-        corpus.write(part / "validation", spoken, items=400, seed=3)
+        corpus.write(part / "short", spoken, items=options.items // 5, seed=1, short=1.0)
+        # Two fifths of the batches, for short clips share one: without them reading is lost again over long ones.
+        corpus.write(part / "train", spoken, items=options.items, seed=2, short=0.7)
+        corpus.write(part / "validation", spoken, items=400, seed=3, short=0.0)
         part.rename(data)
     if not (work / "start").exists():
         save_params(work / "start", model.CONFIG, model.initial(values))
+    # In a short string a place can be counted to, so half of what was said can be hidden, and words are read; through a
+    # dialogue that cannot be, and what is hidden is a word or two between others.
     begun = train(
-        work / "run-short", data / "short", model.settings(options.short_steps), base=work / "start", progress=True
+        work / "run-short",
+        data / "short",
+        model.settings(options.short_steps, history_dropout=0.5),
+        base=work / "start",
+        progress=True,
     )
     trained = train(
         work / "run",
         data / "train",
-        model.settings(options.steps),
+        model.settings(options.steps, history_dropout=0.3),
         base=begun,
         codec=Codec(codec.CONFIG, graphdef, params),
         validation=data / "validation",
