@@ -90,8 +90,7 @@ def _encode(
 
 
 def write(target: Path, codes: Codes, *, items: int, seed: int, short: float) -> None:
-    """Strings of one to three words, as many as `short` says; else one and two turns, prompts that are gone on with, and
-    sounds.
+    """Strings of one to three words, as many as `short` says; else one and two turns, prompts to continue, and sounds.
 
     Half of the sentences have sense, half have none.
     """
