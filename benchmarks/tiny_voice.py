@@ -1,7 +1,7 @@
 """How well the small voice speaks, by measures that are stated where they are taken (tiny/ears.py).
 
     pip install -e '.[dev]' -r benchmarks/tiny/requirements.txt
-    python benchmarks/tiny_voice.py --model WORK/voice
+    python benchmarks/tiny_voice.py
 
 Sentences are of the training grammar and not in the training set; prompts are at pitches that it does not hold. The
 teacher's own audio, and the same behind the codec, stand beside. Writes benchmarks/results/tiny-voice.json.
@@ -179,15 +179,8 @@ def start(model: str) -> float:
     """Seconds from the start of a process of `dia-jax generate` to its end, nothing compiled before."""
     with tempfile.TemporaryDirectory() as folder:
         began = time.perf_counter()
-        command = [
-            sys.executable,
-            "-m",
-            "dia_jax",
-            "generate",
-            "[S1] Hello, Anna. [S2] Good morning!",
-            "--model",
-            model,
-        ]
+        script = "[S1] Hello, Laura. [S2] Good morning, Peter!"
+        command = [sys.executable, "-m", "dia_jax", "generate", script, "--model", model]
         subprocess.run(
             [*command, "--output", f"{folder}/hello.wav", "--quiet"],
             env=os.environ | {"XDG_CACHE_HOME": folder},
@@ -199,7 +192,7 @@ def start(model: str) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True, help="directory of the voice")
+    parser.add_argument("--model", default="tiny", help="the voice; by default the one in the package")
     parser.add_argument("--sentences", type=int, default=60, help="for each check")
     parser.add_argument("--seeds", type=int, default=3, help="for the word error rate")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the JSON file")

@@ -19,6 +19,7 @@ import tyro
 from tqdm import tqdm
 
 from dia_jax.config import DiaError, SamplingSettings, Variant
+from dia_jax.hub import TINY, resolve
 from dia_jax.text import encode_text
 
 Positional = tyro.conf.Positional
@@ -39,13 +40,15 @@ class Generate:
 
     Try:
 
-    dia-jax generate "[S1] Hello there. [S2] Hi! (laughs) [S1]" --output hello.wav
+    dia-jax generate "[S1] Good morning, Laura! [S2] Hello, Peter! (whistles)" --output hello.wav --picture
+
+    dia-jax generate "[S1] Hello there. [S2] Hi! (laughs) [S1]" --model nari-labs/Dia-1.6B-0626
 
     dia-jax generate --file scene1.txt scene2.txt --output scene.flac --seed 7
 
-    echo "[S1] From a pipe. [S2] Really? [S1]" | dia-jax generate --output pipe.mp3
+    echo "[S1] Did you find the camera? [S2] I found the box." | dia-jax generate --output pipe.mp3
 
-    dia-jax generate "[S1] Heard while it is made. [S2] Already? [S1]" --stream --output - | aplay -f S16_LE -r 44100
+    dia-jax generate "[S1] Where is the tiger? [S2] Behind the door!" --stream --output - | aplay -f S16_LE -r 44100
 
     dia-jax generate "[S1] What I say next, in the same voice." --audio-prompt me.wav --prompt-text "[S1] What I say in
     me.wav."
@@ -61,8 +64,9 @@ class Generate:
     """Write while it is made: a .wav file that grows, or with --output - 16-bit mono PCM at 44.1 kHz for a player."""
     picture: bool = False
     """Draw each clip's spectrogram with the script under it, into a .png beside it."""
-    model: str = "nari-labs/Dia-1.6B-0626"
-    """A hub repo, or a local directory or file, in any layout."""
+    model: str = TINY
+    """A hub repo such as nari-labs/Dia-1.6B-0626, or a local directory or file, in any layout; tiny is the small
+    demonstration voice in the package."""
     codec: str | None = None
     """Likewise for DAC; by default the model's own dac/ folder, else descript/dac_44khz."""
     audio_prompt: Path | None = None
@@ -104,7 +108,7 @@ class Generate:
     def run(self) -> None:
         from dia_jax.audio import check_growable, check_writable, read_audio
         from dia_jax.picture import check_drawable, draw
-        from dia_jax.pipeline import SAMPLE_RATE, Dia, check_seed, check_settings
+        from dia_jax.pipeline import DEFAULT_REPO, SAMPLE_RATE, Dia, check_seed, check_settings
 
         if self.prompt_text is not None and self.audio_prompt is None:
             raise DiaError("--prompt-text is the transcript of an audio prompt; give --audio-prompt too.")
@@ -134,6 +138,12 @@ class Generate:
                 outputs = [self.output.with_stem(f"{self.output.stem}-{i + 1}") for i in range(len(texts))]
             for output in outputs:
                 check_writable(output)
+        if self.model == TINY:
+            print(
+                f"Speaking with tiny, the small demonstration voice, which knows few words ({resolve(TINY)}/README.md "
+                f"lists them). The real voice, 6.4 GB: --model {DEFAULT_REPO}",
+                file=sys.stderr,
+            )
         dia = Dia.from_pretrained(
             self.model,
             codec=self.codec,

@@ -1,4 +1,5 @@
-"""From a name to a local path: one that is there, or a hub repo, of which only what is needed is fetched.
+"""From a name to a local path: the voice in the package, one that is there, or a hub repo, of which only what is
+needed is fetched.
 
 Knows file names, because a remote file has no content yet; what the files hold is the business of `checkpoint`.
 """
@@ -11,6 +12,9 @@ from huggingface_hub import errors
 from huggingface_hub.utils import validate_repo_id
 
 from dia_jax.config import DiaError, read_json
+
+TINY = "tiny"
+"""The small demonstration voice that comes with the package; a folder of that name is `./tiny`."""
 
 
 class HubError(DiaError):
@@ -28,7 +32,7 @@ def resolve(
     """Finds a checkpoint on disk, or fetches it from the hub.
 
     Args:
-        name: a path, or a repo like "nari-labs/Dia-1.6B-0626".
+        name: "tiny", a path, or a repo like "nari-labs/Dia-1.6B-0626".
         revision: branch, tag or commit of the repo.
         cache_dir: where the hub's files are kept; huggingface_hub's own place if None.
         local_files_only: look into that cache alone.
@@ -41,6 +45,8 @@ def resolve(
         HubError: it is neither, or the hub refuses it.
     """
     repo = os.fspath(name)
+    if repo == TINY:
+        return Path(__file__).parent / TINY
     try:
         if repo and Path(repo).exists():
             return Path(repo)

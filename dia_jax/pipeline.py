@@ -141,7 +141,8 @@ class Dia:
 
         Args:
             repo_or_dir: a hub repo, of which only what is needed is fetched; or a local directory or file, in the
-                layout of the reference, of transformers, or our own.
+                layout of the reference, of transformers, or our own; or "tiny", the small demonstration voice in the
+                package.
             codec: likewise for DAC. By default a `dac/` folder inside the checkpoint's directory, if it has one,
                 else `descript/dac_44khz`.
             load_codec: False leaves the codec out; `generate_codes` is all that then works, with codes as prompts.

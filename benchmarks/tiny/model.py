@@ -69,7 +69,7 @@ def settings(steps: int, *, history_dropout: float) -> TrainSettings:
         warmup_steps=200,
         dtype="float32",
         ema_decay=0.998,
-        alignment_steps=3000,
+        alignment_steps=20_000,
         batch=BatchSettings(rows=2048, text_dropout=0.1, history_dropout=history_dropout),
         loss=LossSettings(alignment_weight=0.5, alignment_layers=(1, 2, 3), alignment_width=0, remat=False),
         save_every=200,

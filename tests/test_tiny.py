@@ -1,0 +1,89 @@
+"""The voice in the box, on the road that a newcomer takes. How well it speaks, benchmarks/tiny_voice.py measures."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+import transformers
+
+import dia_jax
+from dia_jax import Dia, save_params
+from dia_jax.__main__ import run
+from dia_jax.text import encode_text
+
+from conftest import reference_generate
+
+FOLDER = Path(dia_jax.__file__).parent / "tiny"
+SENTENCE = "The young farmer found this red letter in the kitchen."
+FRAMES_PER_BYTE = 6  # of its teacher
+
+
+@pytest.fixture(scope="module")
+def tiny() -> Dia:
+    return Dia.from_pretrained("tiny")
+
+
+def pitch(samples: np.ndarray) -> float:
+    """The strongest period between 70 and 250 Hz of the whole clip's autocorrelation, in Hz."""
+    power = np.abs(np.fft.rfft(samples, 2 * len(samples))) ** 2
+    first, last = 44_100 // 250, 44_100 // 70
+    return 44_100 / (first + np.fft.irfft(power)[first:last].argmax())
+
+
+def test_it_is_small_and_says_where_it_comes_from():
+    files = [path for path in FOLDER.rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) < 25e6
+    card = (FOLDER / "README.md").read_text()
+    for word in ("hibari", "Kokoro-82M", "Apache-2.0", "word error rate"):
+        assert word in card
+
+
+def test_two_voices_speak_and_end(tiny: Dia):
+    clips = tiny.generate([f"[S1] {SENTENCE}", f"[S2] {SENTENCE}"], seed=1, max_tokens=600)
+    expected = FRAMES_PER_BYTE * (len(SENTENCE) + 3) * 512
+    for clip in clips:
+        assert expected / 1.5 < len(clip) < expected * 1.5
+        assert np.abs(clip[-1024:]).max() < 0.1 * np.abs(clip).max()
+    assert pitch(clips[0]) == pytest.approx(172.3, rel=0.03)
+    assert pitch(clips[1]) == pytest.approx(86.1, rel=0.03)
+
+
+def test_it_continues_a_voice(tiny: Dia):
+    """What [S1] says goes on in the voice of the prompt, though that is usually [S2]'s."""
+    low = tiny.generate(f"[S2] {SENTENCE}", seed=1, max_tokens=600)
+    script = f"[S1] {SENTENCE} [S1] Peter cleaned the heavy window."
+    assert pitch(tiny.generate(script, audio_prompt=(low, 44_100), seed=1, max_tokens=600)) < 120
+
+
+def test_what_it_says_is_what_is_written(tiny: Dia):
+    """The codes of one sentence have little in common with those of another of the same length."""
+    one, two, again = tiny.generate_codes(
+        [f"[S1] {SENTENCE}", "[S1] My clever sister sold your purple bottle after breakfast.", f"[S1] {SENTENCE}"],
+        seed=[1, 1, 2],
+        max_tokens=600,
+    )
+    frames = min(map(len, (one, two, again)))
+    same = np.mean(one[:frames, 0] == again[:frames, 0])
+    other = np.mean(one[:frames, 0] == two[:frames, 0])
+    assert same > other + 0.3
+
+
+def test_transformers_says_the_same(tiny: Dia, tmp_path: Path):
+    save_params(tmp_path / "theirs", tiny.config, tiny.params, layout="transformers")
+    theirs = transformers.DiaForConditionalGeneration.from_pretrained(tmp_path / "theirs", dtype=torch.float32).eval()
+    script = "[S1] Good morning, Laura!"
+    codes = reference_generate(theirs, encode_text(script, max_length=1024), frames=300)
+    np.testing.assert_array_equal(tiny.generate_codes(script, temperature=0.0, max_tokens=300), codes)
+
+
+def test_the_command_line_speaks_with_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    arguments = ["[S1] Good morning, Laura!", "--seed", "1", "--picture", "--quiet"]
+    assert run(["generate", *arguments, "--output", str(tmp_path / "hello.wav")]) == 0
+    assert "nari-labs/Dia-1.6B-0626" in capsys.readouterr().err
+    assert 0.5 < soundfile.info(tmp_path / "hello.wav").duration < 5
+    assert (tmp_path / "hello.png").exists()
