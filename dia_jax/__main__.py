@@ -44,14 +44,14 @@ class Generate:
 
     dia-jax generate "[S1] Hello there. [S2] Hi! (laughs) [S1]" --model nari-labs/Dia-1.6B-0626
 
-    dia-jax generate --file scene1.txt scene2.txt --output scene.flac --seed 7
+    dia-jax generate --file scene1.txt scene2.txt --model nari-labs/Dia-1.6B-0626 --output scene.flac --seed 7
 
     echo "[S1] Did you find the camera? [S2] I found the box." | dia-jax generate --output pipe.mp3
 
     dia-jax generate "[S1] Where is the tiger? [S2] Behind the door!" --stream --output - | aplay -f S16_LE -r 44100
 
     dia-jax generate "[S1] What I say next, in the same voice." --audio-prompt me.wav --prompt-text "[S1] What I say in
-    me.wav."
+    me.wav." --model nari-labs/Dia-1.6B-0626
     """
 
     text: Positional[tuple[str, ...]] = ()
