@@ -20,6 +20,7 @@ from typing import Any
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 sys.path.insert(0, str(Path(__file__).parent / "tiny"))
 
+import codec
 import corpus
 import ears
 import numpy as np
@@ -78,6 +79,7 @@ def words_and_endings(dia: Dia, texts: list[str], seeds: int) -> dict[str, Any]:
 def text_decides(dia: Dia, texts: list[str]) -> dict[str, float]:
     """Nats on channel 0 with the right text, and with another one of the same length in its place."""
     assert dia.codec is not None
+    values = codec.kernels(dia.codec.params)
     by_length: dict[int, list[str]] = {}
     for text in texts:
         by_length.setdefault(len(text), []).append(text)
@@ -86,8 +88,7 @@ def text_decides(dia: Dia, texts: list[str]) -> dict[str, float]:
         with Writer(Path(folder) / "data", dia.codec.config) as writer:
             for pair in pairs:
                 for text in pair:
-                    codes = dac.encode_samples(dia.codec.module, corpus.say(text, ALTO), config=dia.codec.config)
-                    writer.add(codes, f"[S1] {text}")
+                    writer.add(corpus.encode(values, text, ALTO), f"[S1] {text}")
         dataset = Dataset(Path(folder) / "data", dia.config)
         batch = make_batch(dataset, dataset.items)
     swapped = np.arange(len(dataset.items)).reshape(-1, 2)[:, ::-1].reshape(-1)

@@ -794,6 +794,8 @@ def write_params(
         _write_safetensors(folder, entries, max_shard_bytes=limit, progress=progress)
     if layout != "descript":
         _write_json(folder / "config.json", data)
+    if isinstance(config, DiaConfig) and layout == "transformers":
+        _write_json(folder / "generation_config.json", config.to_generation_json())
 
 
 @dataclasses.dataclass(frozen=True)

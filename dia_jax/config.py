@@ -269,6 +269,21 @@ class DiaConfig:
             "sampling": dataclasses.asdict(self.sampling),
         }
 
+    def to_generation_json(self) -> dict[str, Any]:
+        """`generation_config.json`: `sampling` in the words of `transformers`, which else does not guide at all."""
+        return {
+            "bos_token_id": self.bos_token_id,
+            "eos_token_id": self.eos_token_id,
+            "pad_token_id": self.pad_token_id,
+            "max_length": self.decoder.max_length,
+            "guidance_scale": self.sampling.cfg_scale,
+            "top_k": self.sampling.cfg_filter_top_k,
+        } | (
+            {"do_sample": True, "temperature": self.sampling.temperature, "top_p": self.sampling.top_p}
+            if self.sampling.temperature
+            else {"do_sample": False}
+        )
+
     def to_nested_json(self) -> dict[str, Any]:
         """The nested schema of Dia v0.1.
 

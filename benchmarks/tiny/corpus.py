@@ -1,7 +1,8 @@
 """The small voice's training set: words to codes, and codes to sentences, dialogues, prompts and sounds.
 
 A word is spoken once a voice and encoded; all else is made by laying codes end to end, which is exact because every
-word begins and ends in silence. Writes prepared folders as `dia-jax prepare` does.
+word begins and ends in silence. What is to be learnt is encoded by `codec.encode`, and prompts, which are given, by
+DAC's own encoder, as they will be for whoever brings one. Writes prepared folders as `dia-jax prepare` does.
 """
 
 import dataclasses
@@ -16,17 +17,18 @@ import vocabulary
 from flax import nnx
 from tqdm import tqdm
 
+from dia_jax import dac
 from dia_jax.training.data import Writer
 
 HELD_OUT = 7919
 """Seed of the sentences that are kept for judging."""
 SHORT = 15
 """Bytes: what fits, with its tag, into the smallest batch of the trainer."""
-PITCHES = 8
-"""At which each voice speaks prompts, beside its own."""
+PITCHES = 9
+"""At which each voice speaks prompts, its own the middle one."""
 
 Codes = dict[str, dict[str, np.ndarray]]
-"""Of voices, of words: int16 [T, C]; and under "" what the other bytes sound like: speaker tags, marks, sounds."""
+"""Of voices, of words: int16 [T, C]; "" is a byte's silence, and under the voice "" are also the sounds."""
 
 
 def held_out(count: int) -> list[str]:
@@ -55,6 +57,13 @@ def say(sentence: str, voice: speech.Voice) -> np.ndarray:
     return np.concatenate([quiet, quiet, *parts])
 
 
+def encode(values: dict[str, np.ndarray], sentence: str, voice: speech.Voice) -> np.ndarray:
+    """Codes of a sentence behind its speaker's tag, int16 [T, C], as the training set has them."""
+    quiet = codec.encode(values, np.zeros(speech.FRAMES_PER_BYTE * speech.HOP, np.float32))
+    parts = [quiet if part in speech.MARKS else codec.encode(values, _word(part, voice)) for part in split(sentence)]
+    return np.concatenate([quiet, quiet, *parts])
+
+
 def _word(word: str, voice: speech.Voice) -> np.ndarray:
     return speech.speak(speech.envelopes(word), voice)
 
@@ -65,37 +74,52 @@ def build_codec() -> tuple[nnx.GraphDef, nnx.State]:
     return codec.build(words + 8 * list(speech.sounds().values()), progress=True)
 
 
-def speak(values: dict[str, np.ndarray]) -> Codes:
-    """Every word in every voice, and at pitches up to 8 % beside it, named "alto 0", "alto 1", ...; and the sounds."""
-    voices = dict(speech.VOICES)
-    for voice in speech.VOICES.values():
-        for i, part in enumerate(np.linspace(-0.08, 0.08, PITCHES)):
-            voices[f"{voice.name} {i}"] = dataclasses.replace(voice, pulses=voice.pulses * (1 + part))
-    found: Codes = {name: {} for name in voices}
-    jobs = [(values, word, voices) for word in vocabulary.words()]
+def speak(values: dict[str, np.ndarray], module: tuple[nnx.GraphDef[dac.Dac], nnx.State]) -> Codes:
+    """Every word in every voice, and for prompts at pitches up to 8 % beside it, named "alto 0", ...; and the sounds.
+
+    Args:
+        values: the codec's parameters by path, for `codec.encode`.
+        module: the same codec, split, for DAC's encoder.
+    """
+    beside = {
+        f"{voice.name} {i}": dataclasses.replace(voice, pulses=voice.pulses * (1 + part))
+        for voice in speech.VOICES.values()
+        for i, part in enumerate(np.linspace(-0.08, 0.08, PITCHES))
+    }
+    byte = np.zeros(speech.FRAMES_PER_BYTE * speech.HOP, np.float32)
+    samples = {"": byte} | {f"({name})": sound for name, sound in speech.sounds().items()}
+    found: Codes = {"": {name: codec.encode(values, sound) for name, sound in samples.items()}}
+    found |= {name: {} for name in speech.VOICES} | {name: {"": _given(module, byte)} for name in beside}
+    jobs = [(values, word, beside) for word in vocabulary.words()]
     with multiprocessing.get_context("fork").Pool() as pool:
-        for word, codes in tqdm(pool.imap(_encode, jobs, chunksize=10), total=len(jobs), desc="speaking"):
-            for name in voices:
-                found[name][word] = codes[name]
-    samples = {f"({name})": sound for name, sound in speech.sounds().items()}
-    samples[""] = np.zeros(speech.FRAMES_PER_BYTE * speech.HOP)
-    return found | {"": {name: codec.encode(values, sound) for name, sound in samples.items()}}
+        for word, own, given in tqdm(pool.imap(_spoken, jobs, chunksize=4), total=len(jobs), desc="speaking"):
+            for name, codes in own.items():
+                found[name][word] = codes
+            for name, each in given.items():
+                found[name][word] = _given(module, each)
+    return found
 
 
-def _encode(
+def _spoken(
     job: tuple[dict[str, np.ndarray], str, dict[str, speech.Voice]],
-) -> tuple[str, dict[str, np.ndarray]]:
-    values, word, voices = job
-    return word, {name: codec.encode(values, _word(word, voice)) for name, voice in voices.items()}
+) -> tuple[str, dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """A word, its codes in the voices that are learnt, and its samples in those of prompts."""
+    values, word, beside = job
+    own = {name: codec.encode(values, _word(word, voice)) for name, voice in speech.VOICES.items()}
+    return word, own, {name: _word(word, voice) for name, voice in beside.items()}
+
+
+def _given(module: tuple[nnx.GraphDef[dac.Dac], nnx.State], samples: np.ndarray) -> np.ndarray:
+    return dac.encode_samples(module, samples, config=codec.CONFIG, window=64).astype(np.int16)
 
 
 def write(target: Path, codes: Codes, *, items: int, seed: int, short: float) -> None:
-    """Strings of one to three words, as many as `short` says; else one and two turns, prompts to continue, and sounds.
+    """Strings of one to three words, as many as `short` says; else one to three turns, prompts to continue, and sounds.
 
     Half of the sentences have sense, half have none.
     """
     rng, grammar, kept = random.Random(seed), vocabulary.Grammar(seed), set(held_out(1000))
-    quiet, sounds = codes[""][""], [name for name in codes[""] if name]
+    sounds = [name for name in codes[""] if name]
 
     def sentence(kind: str) -> str:
         while True:
@@ -111,8 +135,10 @@ def write(target: Path, codes: Codes, *, items: int, seed: int, short: float) ->
     with Writer(target, codec.CONFIG) as writer:
         for _ in tqdm(range(items), desc="composing"):
             tag = rng.choice([1, 2])
-            kind = "short" if rng.random() < short else rng.choices(["one", "two", "prompt"], [0.5, 0.25, 0.25])[0]
-            cast, turns, prompt = {1: "alto", 2: "bass"}, [tag, 3 - tag] if kind == "two" else [tag], 0
+            kind = "short" if rng.random() < short else rng.choices(["one", "turns", "prompt"], [3, 4, 3])[0]
+            cast, turns, prompt = {1: "alto", 2: "bass"}, [tag], 0
+            if kind == "turns":
+                turns = [tag, 3 - tag, tag][: rng.choice([2, 2, 2, 3])]
             if kind == "prompt":
                 first = rng.choice(["alto", "bass"])
                 cast = {tag: first, 3 - tag: "bass" if first == "alto" else "alto"}
@@ -122,10 +148,11 @@ def write(target: Path, codes: Codes, *, items: int, seed: int, short: float) ->
             for number, turn in enumerate(turns):
                 given = kind == "prompt" and number == 0
                 words = sentence(kind)
+                voice = f"{cast[turn]} {rng.randrange(PITCHES)}" if given else cast[turn]
+                quiet = codes[voice if given else ""][""]
                 if number == 0 or turn != turns[0] or rng.random() < 0.5:
                     text.append(f"[S{turn}]")
                     said += [quiet, quiet]
-                voice = f"{cast[turn]} {rng.randrange(PITCHES)}" if given and rng.random() < 0.7 else cast[turn]
                 text.append(words)
                 said += [quiet if part in speech.MARKS else codes[voice][part] for part in split(words)]
                 if given:

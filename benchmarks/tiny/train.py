@@ -42,11 +42,11 @@ def main() -> None:
     values = codec.kernels(params)
     data = work / "data"
     if not data.exists():
-        spoken, part = corpus.speak(values), work / "data.part"
+        spoken, part = corpus.speak(values, (graphdef, params)), work / "data.part"
         shutil.rmtree(part, ignore_errors=True)
         corpus.write(part / "short", spoken, items=options.items // 5, seed=1, short=1.0)
-        # Two fifths of the batches, for short clips share one: without them reading is lost again over long ones.
-        corpus.write(part / "train", spoken, items=options.items, seed=2, short=0.7)
+        # A quarter of the batches, for short clips share one: without them reading is lost again over long ones.
+        corpus.write(part / "train", spoken, items=options.items, seed=2, short=0.5)
         corpus.write(part / "validation", spoken, items=400, seed=3, short=0.0)
         part.rename(data)
     if not (work / "start").exists():
