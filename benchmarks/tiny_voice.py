@@ -139,17 +139,15 @@ def prompt_followed(dia: Dia, texts: list[str], seed: int) -> dict[str, float]:
     }
 
 
-def sounds(dia: Dia, texts: list[str], seed: int) -> dict[str, dict[str, float]]:
+def sounds(dia: Dia, texts: list[str], seed: int) -> dict[str, float]:
     """Each sound: how often it is heard where it is written, and where it is not."""
     found = {}
     names = list(speech.sounds())
     plain = speak(dia, [f"[S1] {text}" for text in texts], seed)
     for name in names:
         clips = speak(dia, [f"[S1] {text} ({name})" for text in texts], seed)
-        found[name] = {
-            "where it is written": float(np.mean([ears.has_sound(name, clip) for clip in clips])),
-            "where it is not": float(np.mean([ears.has_sound(name, clip) for clip in plain])),
-        }
+        found[f"({name}) where it is written"] = float(np.mean([ears.has_sound(name, clip) for clip in clips]))
+        found[f"({name}) where it is not"] = float(np.mean([ears.has_sound(name, clip) for clip in plain]))
     return found
 
 

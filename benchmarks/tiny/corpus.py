@@ -24,6 +24,7 @@ HELD_OUT = 7919
 """Seed of the sentences that are kept for judging."""
 SHORT = 15
 """Bytes: what fits, with its tag, into the smallest batch of the trainer."""
+KNOWN = frozenset(vocabulary.words())
 PITCHES = 9
 """At which each voice speaks prompts, its own the middle one."""
 
@@ -43,10 +44,10 @@ def held_out(count: int) -> list[str]:
 
 def split(sentence: str) -> list[str]:
     """Words as the vocabulary has them, and the marks behind them."""
-    known, parts = set(vocabulary.words()), []
+    parts = []
     for each in sentence.split(" "):
         word = each.rstrip(speech.MARKS)
-        parts += [word if word in known else word.lower(), *each[len(word) :]]
+        parts += [word if word in KNOWN else word.lower(), *each[len(word) :]]
     return parts
 
 
