@@ -32,7 +32,7 @@ from dia_jax import DiaConfig
 from dia_jax.small import SMALL_DIA
 from dia_jax.training.loop import (
     TrainSettings,
-    TrainState,
+    abstract_state,
     batch_sharding,
     compile_step,
     make_mesh,
@@ -63,10 +63,7 @@ def compile_for(target: str, settings: TrainSettings, config: DiaConfig, clips: 
     mesh = make_mesh(settings.fsdp, list(devices))
     program, trained, frozen = make_program(config, settings)
 
-    def begin(trained: Any) -> TrainState:
-        return TrainState(jnp.int32(0), trained, program.transform.init(trained), {})
-
-    state = jax.eval_shape(begin, trained)
+    state = abstract_state(program, trained, mesh)
 
     def placed(tree: Any) -> Any:
         return jax.tree.map(
@@ -88,12 +85,12 @@ def compile_for(target: str, settings: TrainSettings, config: DiaConfig, clips: 
     }
     began = time.perf_counter()
     step = compile_step(program, mesh, state, frozen)
-    weights = placed(state.trained)
+    weights = state.trained
     number = jax.ShapeDtypeStruct((), jnp.int32)
     gradients = step.gradients.lower(weights, placed(frozen), batch, number).compile()
-    update = step.update.lower(placed(state), weights, 1).compile()
+    update = step.update.lower(state, weights, 1).compile()
     # While the gradients are computed the optimizer's state and the average wait; the update needs no frozen weights.
-    waiting = _gb_a_chip(placed(state)) - _gb_a_chip(weights)
+    waiting = _gb_a_chip(state) - _gb_a_chip(weights)
     needs = [_needs(gradients) + waiting, _needs(update) + _gb_a_chip(placed(frozen))]
     counts = {name: len(re.findall(rf" {name}(?:-start)?\(", gradients.as_text())) for name in COLLECTIVES}
     return {
@@ -102,7 +99,7 @@ def compile_for(target: str, settings: TrainSettings, config: DiaConfig, clips: 
         "clips": clips,
         "rows": rows,
         "gb_a_chip": max(needs),
-        "gb_state": _gb_a_chip(placed(state)) + _gb_a_chip(placed(frozen)),
+        "gb_state": _gb_a_chip(state) + _gb_a_chip(placed(frozen)),
         "gb_temporary": gradients.memory_analysis().temp_size_in_bytes / 1e9,
         "gb_of": MEMORY_GB[target],
         "collectives": {name: count for name, count in counts.items() if count},

@@ -24,7 +24,15 @@ from common import RESULTS, machine, table, write_results
 
 from dia_jax import DiaConfig
 from dia_jax.small import SMALL_DIA
-from dia_jax.training.loop import TrainSettings, compile_step, make_mesh, start
+from dia_jax.training.loop import (
+    TrainSettings,
+    compile_step,
+    frozen_weights,
+    initial_state,
+    initial_weights,
+    make_mesh,
+    make_program,
+)
 
 sys.path.insert(0, str(Path(__file__).parent / "tiny"))
 from model import CONFIG as TINY
@@ -52,7 +60,9 @@ def memory_gb() -> float:
 
 def measure(config: DiaConfig, settings: TrainSettings, clips: int, rows: int, steps: int) -> dict[str, Any]:
     mesh = make_mesh(1)
-    program, state, frozen = start(config, settings, mesh)
+    program, trained, frozen = make_program(config, settings)
+    frozen = frozen_weights(config, settings, frozen, mesh)
+    state = initial_state(program, initial_weights(config, settings, trained), mesh)
     total = sum(x.size for x in jax.tree.leaves(frozen if settings.lora_rank else state.trained))
     rng = np.random.default_rng(0)
     channels = config.decoder.num_channels

@@ -397,6 +397,8 @@ class Prepare:
     """Folder for the codes; a new one, or one that was begun."""
     codec: str = "descript/dac_44khz"
     """That of the model to be trained: a hub repo, or a local directory or file."""
+    config: Path | None = None
+    """The config.json of the model to be trained, for its limits; Dia-1.6B's by default."""
     workers: int = 4
     """Threads that read and resample ahead of the codec."""
     quiet: bool = False
@@ -404,13 +406,17 @@ class Prepare:
 
     def run(self) -> None:
         _needs_train_extra()
+        from dia_jax.config import DiaConfig, read_json
         from dia_jax.hub import resolve
         from dia_jax.pipeline import load_codec_from
         from dia_jax.training.data import prepare
 
+        config = None if self.config is None else DiaConfig.from_json(read_json(self.config))
         codec = load_codec_from(resolve(self.codec), progress=not self.quiet)
         try:
-            summary = prepare(self.source, self.target, codec, workers=self.workers, progress=not self.quiet)
+            summary = prepare(
+                self.source, self.target, codec, config=config, workers=self.workers, progress=not self.quiet
+            )
         except KeyboardInterrupt:
             raise KeyboardInterrupt(f"{self.target} can be gone on with by the same command") from None
         for source, reason in summary.refused[:10]:
@@ -455,7 +461,7 @@ class Train:
     warmup_steps: int = 500
     """Updates until the highest learning rate."""
     lora_rank: int = 0
-    """Train adapters of this rank, a few megabytes, and leave the weights as they are; 0 trains all weights."""
+    """Train adapters of this rank (5 MB a rank for Dia-1.6B) and leave the weights as they are; 0 trains all."""
     rows: int = 8192
     """Rows of the grid in a batch (86 a second of audio): what memory allows."""
     accumulate: int = 1
@@ -479,8 +485,8 @@ class Train:
     """Prepared data whose loss is noted at every checkpoint."""
     sample: tuple[str, ...] = ()
     """Scripts to be spoken at every checkpoint, into samples/."""
-    codec: str = "descript/dac_44khz"
-    """For --sample."""
+    codec: str | None = None
+    """For --sample; by default that of the base."""
     save_every: int = 500
     """Updates between checkpoints."""
     seed: int = 0
@@ -490,9 +496,10 @@ class Train:
 
     def run(self) -> None:
         _needs_train_extra()
+        from dia_jax.checkpoint import codec_beside
         from dia_jax.config import DiaConfig
         from dia_jax.hub import resolve
-        from dia_jax.pipeline import DEFAULT_REPO, load_codec_from
+        from dia_jax.pipeline import DEFAULT_CODEC, DEFAULT_REPO, load_codec_from
         from dia_jax.training.data import BatchSettings
         from dia_jax.training.loop import TrainSettings, train
         from dia_jax.training.loss import LossSettings
@@ -517,10 +524,11 @@ class Train:
             save_every=self.save_every,
             sample_every=self.save_every if self.sample else 0,
         )
-        for text in self.sample:
-            encode_text(text, max_length=sys.maxsize)
         base = _beginning(self.base, self.config, default=DEFAULT_REPO, kind=DiaConfig)
-        codec = load_codec_from(resolve(self.codec), progress=not self.quiet) if self.sample else None
+        codec = None
+        if self.sample:
+            own = codec_beside(base) if isinstance(base, Path) else None
+            codec = load_codec_from(resolve(self.codec or own or DEFAULT_CODEC), progress=not self.quiet)
         try:
             made = train(
                 self.folder,
@@ -534,7 +542,7 @@ class Train:
             )
         except KeyboardInterrupt:
             raise KeyboardInterrupt(f"{self.folder} goes on from its last checkpoint by the same command") from None
-        print(f"{made}: trained in {self.steps} steps")
+        print(f"{made}: trained")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -596,7 +604,7 @@ class TrainCodec:
             made = train_codec(self.folder, self.source, settings, base=base, progress=not self.quiet)
         except KeyboardInterrupt:
             raise KeyboardInterrupt(f"{self.folder} goes on from its last checkpoint by the same command") from None
-        print(f"{made}: trained in {self.steps} steps")
+        print(f"{made}: trained")
 
 
 def _beginning(base: str | None, config: Path | None, *, default: str, kind: Any) -> Any:

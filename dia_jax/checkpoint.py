@@ -100,6 +100,12 @@ class Checkpoint:
 # --- Reading files ---------------------------------------------------------------------------------------------------
 
 
+def codec_beside(path: Path) -> Path | None:
+    """The folder `dac/` in a checkpoint's directory, which is its codec, if it has one."""
+    own = (path if path.is_dir() else path.parent) / "dac"
+    return own if own.is_dir() else None
+
+
 def open_checkpoint(path: str | os.PathLike, *, variant: Variant | None = None) -> Checkpoint:
     """Finds out what a directory or file holds, reading names and shapes only.
 
@@ -709,14 +715,18 @@ def _read_tensor(name: str, tensor: StoredTensor, dtypes: Collection) -> tuple[n
 
 
 @contextlib.contextmanager
-def new_directory(target: str | os.PathLike) -> Iterator[Path]:
+def new_directory(target: str | os.PathLike, *, replace: bool = False) -> Iterator[Path]:
     """A temporary folder beside `target` that takes its name if all goes well and vanishes if not.
+
+    Args:
+        target: of the folder.
+        replace: a directory that is there is removed when the new one is whole.
 
     Raises:
         CheckpointError: `target` exists and is not an empty directory, or cannot be written.
     """
     target = Path(target).absolute()
-    if target.exists() and not (target.is_dir() and not any(target.iterdir())):
+    if target.exists() and not (target.is_dir() and (replace or not any(target.iterdir()))):
         raise CheckpointError(f"{target} exists already; name a new directory, or remove it first.")
     if not target.parent.is_dir():
         raise CheckpointError(f"Cannot write {target}: there is no directory {target.parent}.")
@@ -727,7 +737,11 @@ def new_directory(target: str | os.PathLike) -> Iterator[Path]:
         raise CheckpointError(f"Cannot write {target}: {error.strerror}.") from None
     try:
         yield folder
+        old = folder.with_name(f"{folder.name}.old")
+        if replace and target.exists():
+            os.replace(target, old)
         os.replace(folder, target)
+        shutil.rmtree(old, ignore_errors=True)
     except OSError as error:
         raise CheckpointError(f"Cannot write {target}: {error}.") from error
     finally:

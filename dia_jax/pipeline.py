@@ -21,7 +21,7 @@ from tqdm import tqdm
 from dia_jax import dac
 from dia_jax.audio import prepare_audio, read_audio, write_audio
 from dia_jax.batch import Batch, run
-from dia_jax.checkpoint import DTYPES, CheckpointError, load_params, open_checkpoint
+from dia_jax.checkpoint import DTYPES, CheckpointError, codec_beside, load_params, open_checkpoint
 from dia_jax.config import DacConfig, DiaConfig, DiaError, SamplingSettings, Variant
 from dia_jax.decode import Clip, bucket
 from dia_jax.hub import resolve
@@ -172,9 +172,7 @@ class Dia:
             raise SettingError("A codec is named, but load_codec=False leaves it out.")
         loaded = None
         if load_codec:
-            if codec is None:
-                own = (path if path.is_dir() else path.parent) / "dac"
-                codec = own if own.is_dir() else DEFAULT_CODEC
+            codec = codec or codec_beside(path) or DEFAULT_CODEC
             loaded = load_codec_from(resolve(codec, **access), progress=progress)
         graphdef, params = load_params(checkpoint, dtype=dtype, quantize=quantize, adapter=adapter, progress=progress)
         return cls(checkpoint.config, graphdef, params, codec=loaded)

@@ -138,5 +138,10 @@ def test_recordings_that_cannot_be_read_are_told(recordings, tmp_path):
     (tmp_path / "x.wav").write_bytes(b"no sound")
     with pytest.raises(DataError, match=r"x\.wav is not a readable"):
         stretches(tmp_path, CONFIG, SETTINGS)
+    soundfile.write(tmp_path / "x.wav", np.zeros(0), 44_100)
+    with pytest.raises(DataError, match="holds no sample"):
+        stretches(tmp_path, CONFIG, SETTINGS)
+    with pytest.raises(TrainingError, match="seed is -1"):
+        dataclasses.replace(SETTINGS, seed=-1)
     one = next(stretches(recordings, CONFIG, SETTINGS, start=3))
     assert one.shape == (2, 256 * 8)

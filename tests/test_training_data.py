@@ -1,5 +1,6 @@
 """Prepared folders and batches: what is kept, what is refused, and that batch i is always the same."""
 
+import collections
 import dataclasses
 import json
 
@@ -37,7 +38,7 @@ def tone(seconds: float, rate: int = 44_100) -> np.ndarray:
 
 @pytest.fixture
 def recordings(tmp_path):
-    """Two clips that can be used and five that cannot."""
+    """Two clips that can be used and six that cannot."""
     folder = tmp_path / "recordings"
     folder.mkdir()
     for name, text, samples, rate in (
@@ -53,6 +54,8 @@ def recordings(tmp_path):
             (folder / f"{name}.txt").write_text(text)
     (folder / "broken.wav").write_bytes(b"no sound")
     (folder / "broken.txt").write_text("[S1] Six.")
+    soundfile.write(folder / "latin.wav", tone(0.3), 44_100)
+    (folder / "latin.txt").write_bytes("[S1] Café.".encode("latin-1"))
     return folder
 
 
@@ -63,12 +66,13 @@ def test_prepare_keeps_what_can_be_used_and_says_why_not(recordings, tmp_path, c
     assert summary.kept == 2
     assert summary.seconds == pytest.approx(0.8, abs=0.02)
     reasons = {path.split("/")[-1]: reason for path, reason in summary.refused}
-    assert set(reasons) == {"no-tag.wav", "no-text.wav", "silent.wav", "long.wav", "broken.wav"}
+    assert set(reasons) == {"no-tag.wav", "no-text.wav", "silent.wav", "long.wav", "broken.wav", "latin.wav"}
     assert "no transcript" in reasons["no-text.wav"]
     assert "speaker tag" in reasons["no-tag.wav"]
     assert "36.0 s" in reasons["long.wav"]
+    assert "UTF-8" in reasons["latin.wav"]
     told = [json.loads(line)["source"] for line in (tmp_path / "data" / "refused.jsonl").read_text().splitlines()]
-    assert len(told) == 5
+    assert len(told) == 6
     samples = soundfile.read(recordings / "a.wav", dtype="float32")[0]
     expected = dac.encode_samples(codec.module, samples, config=codec.config)
     np.testing.assert_array_equal(dataset.codes[: dataset.items[0].frames], expected)
@@ -78,17 +82,31 @@ def test_prepare_goes_on_where_it_was_killed(recordings, tmp_path, codec):
     prepare(recordings, tmp_path / "whole", codec)
     prepare(recordings, tmp_path / "data", codec)
     items, codes = tmp_path / "data" / "items.jsonl", tmp_path / "data" / "codes.bin"
-    items.write_text(items.read_text()[:-5])  # killed in the second line, its codes half written
-    codes.write_bytes(codes.read_bytes()[:-100])
-    assert prepare(recordings, tmp_path / "data", codec).kept == 2
-    for name in ("items.jsonl", "codes.bin"):
-        assert (tmp_path / "data" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    lines = items.read_text()
+    # Killed in the second line, its codes half written; and codes that were lost while the lines stayed.
+    for left in (lines[:-5], lines):
+        items.write_text(left)
+        codes.write_bytes(codes.read_bytes()[:-100])
+        assert prepare(recordings, tmp_path / "data", codec).kept == 2
+        for name in ("items.jsonl", "codes.bin"):
+            assert (tmp_path / "data" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_a_recording_counts_once(recordings, tmp_path, codec, monkeypatch):
+    prepare(recordings, tmp_path / "data", codec)
+    monkeypatch.chdir(tmp_path)
+    (recordings / "a.txt").write_text("[S1] Another.")
+    summary = prepare("recordings", tmp_path / "data", codec)
+    assert summary.kept == 2
+    assert "another transcript" in dict(summary.refused)["recordings/a.wav"]
 
 
 def test_manifest(tmp_path):
     manifest = tmp_path / "clips.jsonl"
     manifest.write_text('{"path": "x.wav", "text": "[S1] Hi.", "voice": "anna"}\n\n')
     assert read_manifest(manifest) == [{"path": str(tmp_path / "x.wav"), "text": "[S1] Hi.", "voice": "anna"}]
+    manifest.write_text('\ufeff{"path": "x.wav", "text": "[S1] Oh\u2028hi."}\n')
+    assert [clip["text"] for clip in read_manifest(manifest)] == ["[S1] Oh\u2028hi."]
     manifest.write_text('{"text": "[S1] Hi."}\n')
     with pytest.raises(DataError, match="Line 1"):
         read_manifest(manifest)
@@ -132,10 +150,10 @@ def test_batch_is_the_delayed_grid_with_its_staircase(folder):
 
 def test_every_clip_comes_once_an_epoch_and_batches_repeat(folder):
     dataset = Dataset(folder, SMALL_DIA)
-    settings = BatchSettings(rows=768, seed=3, text_dropout=0.5, prompt_probability=0.5)
-    stream = batches(dataset, settings)
+    settings = BatchSettings(rows=768, text_dropout=0.5, prompt_probability=0.5)
+    stream = batches(dataset, settings, seed=3)
     first = [next(stream) for _ in range(12)]
-    again = batches(dataset, settings, start=5)
+    again = batches(dataset, settings, seed=3, start=5)
     for before in first[5:]:
         after = next(again)
         for name in before:
@@ -147,15 +165,14 @@ def test_every_clip_comes_once_an_epoch_and_batches_repeat(folder):
     # Which clips a batch holds shows in their first codes.
     firsts = {tuple(dataset.codes[item.first]): number for number, item in enumerate(dataset.items)}
     delays = np.asarray(SMALL_DIA.delay_pattern)
-    seen: set[int] = set()
-    count = 0
-    for batch in first:
-        seen |= {firsts[tuple(grid[1 + delays, np.arange(9)])] for grid in batch["grid"]}
-        count += 1
-        if len(seen) == len(dataset.items):
-            break
-    assert len(seen) == len(dataset.items)
-    assert count <= len(first)
+    sizes = collections.Counter(rows_bucket(dataset.rows(item)) for item in dataset.items)
+    epoch = sum(-(-count // max(768 // rows, 1)) for rows, count in sizes.items())
+    assert epoch < len(first)
+    found = [firsts[tuple(grid[1 + delays, np.arange(9)])] for batch in first[:epoch] for grid in batch["grid"]]
+    # Each at least once, and more often only what fills up a bucket's last batch.
+    assert set(found) == set(range(len(dataset.items)))
+    filled = sum(-count % max(768 // rows, 1) for rows, count in sizes.items())
+    assert len(found) == len(dataset.items) + filled
 
 
 def test_history_is_hidden_in_stretches_and_never_the_prompt(folder):
@@ -178,8 +195,22 @@ def test_history_is_hidden_in_stretches_and_never_the_prompt(folder):
 
 def test_batches_are_multiples_of_the_devices(folder):
     dataset = Dataset(folder, SMALL_DIA)
-    stream = batches(dataset, BatchSettings(rows=512, multiple=8))
+    stream = batches(dataset, BatchSettings(rows=512), multiple=8)
     assert all(len(next(stream)["grid"]) % 8 == 0 for _ in range(8))
+
+
+def test_each_process_takes_its_share(folder, monkeypatch):
+    dataset, settings = Dataset(folder, SMALL_DIA), BatchSettings(rows=768)
+    whole = batches(dataset, settings, multiple=4)
+    monkeypatch.setattr("jax.process_count", lambda: 2)
+    parts = []
+    for process in range(2):
+        monkeypatch.setattr("jax.process_index", lambda process=process: process)
+        parts.append(batches(dataset, settings, multiple=4))
+    for _ in range(3):
+        batch = next(whole)
+        for name, each in zip(batch, zip(*(next(part).values() for part in parts), strict=True), strict=True):
+            np.testing.assert_array_equal(np.concatenate(each), batch[name])
 
 
 def test_what_is_no_data_is_told(folder, tmp_path):
@@ -190,6 +221,11 @@ def test_what_is_no_data_is_told(folder, tmp_path):
         Dataset(folder, other)
     with pytest.raises(DataError, match="another codec"):
         Writer(folder, DacConfig(encoder_size=2))
+    few = dataclasses.replace(SMALL_DIA, encoder=dataclasses.replace(SMALL_DIA.encoder, max_length=4))
+    with pytest.raises(DataError, match=r"Line 1 of .* takes 4"):
+        Dataset(folder, few)
+    with pytest.raises(DataError, match="text_dropout is 15"):
+        BatchSettings(text_dropout=15)
     (folder / "codes.bin").write_bytes(b"")
     with pytest.raises(DataError, match="shorter"):
         Dataset(folder, SMALL_DIA)
@@ -197,3 +233,7 @@ def test_what_is_no_data_is_told(folder, tmp_path):
     (tmp_path / "full" / "x").write_text("")
     with pytest.raises(DataError, match="not empty"):
         Writer(tmp_path / "full", SMALL_DAC)
+    (folder / "items.jsonl").write_text("{}\n")
+    for opens in (lambda: Writer(folder, SMALL_DAC), lambda: Dataset(folder, SMALL_DIA)):
+        with pytest.raises(DataError, match="damaged"):
+            opens()

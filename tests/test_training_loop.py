@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -12,8 +13,9 @@ import jax
 import numpy as np
 import pytest
 from flax import nnx
+from jax.sharding import AbstractMesh, PartitionSpec
 
-from dia_jax import CheckpointError, Dia, DiaConfig, convert, load_params, open_checkpoint, save_params
+from dia_jax import CheckpointError, Dia, DiaConfig, TextError, convert, load_params, open_checkpoint, save_params
 from dia_jax.config import DecoderConfig, EncoderConfig
 from dia_jax.small import SMALL_DAC, random_params
 from dia_jax.training.data import BatchSettings, Dataset, Writer, make_batch
@@ -43,7 +45,7 @@ SETTINGS = TrainSettings(
     ema_decay=0.9,
     batch=BatchSettings(rows=512),
     loss=LossSettings(remat=False),
-    log_every=2,
+    log_every=3,
     save_every=2,
 )
 
@@ -83,23 +85,26 @@ def test_it_learns_and_what_it_made_loads_everywhere(data, tmp_path):
     assert noted[-1]["validation_loss"] < 3
     assert len(noted[0]["channels"]) == 9
     assert (tmp_path / "run" / "loss.png").stat().st_size > 1000
-    convert(made, tmp_path / "theirs", layout="transformers", verify=True)
+    convert(made, tmp_path / "theirs", layout="reference", verify=True)
     dia = Dia.from_pretrained(tmp_path / "theirs", load_codec=False)
     assert dia.generate_codes("[S1] Clip 1.", max_tokens=4, seed=0).shape[1] == 9
 
 
 CHILD = """
-import sys
+import dataclasses, sys
 sys.path.insert(0, sys.argv[1])
-from test_training_loop import CONFIG, SETTINGS, train
-train(sys.argv[2], sys.argv[3], SETTINGS, base=CONFIG)
+from test_training_loop import SETTINGS, train
+train(sys.argv[2], sys.argv[3], dataclasses.replace(SETTINGS, lora_rank=int(sys.argv[4])), base=sys.argv[5])
 """
 
 
-def test_kill_9_loses_nothing_but_the_steps_since_the_last_checkpoint(data, tmp_path):
-    whole = train(tmp_path / "whole", data, SETTINGS, base=CONFIG)
-    run = tmp_path / "run"
-    command = [sys.executable, "-c", CHILD, os.path.dirname(__file__), str(run), str(data)]
+@pytest.mark.parametrize("rank", [0, 4])
+def test_kill_9_loses_nothing_but_the_steps_since_the_last_checkpoint(data, tmp_path, rank):
+    base, run = tmp_path / "base", tmp_path / "run"
+    save_params(base, CONFIG, random_params(CONFIG)[1])
+    settings = dataclasses.replace(SETTINGS, lora_rank=rank)
+    whole = train(tmp_path / "whole", data, settings, base=base)
+    command = [sys.executable, "-c", CHILD, os.path.dirname(__file__), str(run), str(data), str(rank), str(base)]
     child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 300
     # Killed when the first checkpoint appears, while the next one is on its way or being written.
@@ -109,10 +114,13 @@ def test_kill_9_loses_nothing_but_the_steps_since_the_last_checkpoint(data, tmp_
         time.sleep(0.002)
     child.send_signal(signal.SIGKILL)
     child.wait()
-    assert not (run / "model").exists()
-    again = train(run, data, SETTINGS, base=CONFIG)
-    for path, value in values(whole).items():
-        assert values(again)[path].tobytes() == value.tobytes(), path
+    assert not (run / whole.name).exists()
+    again = train(run, data, settings, base=base)
+    if rank:
+        assert (again / "adapter.safetensors").read_bytes() == (whole / "adapter.safetensors").read_bytes()
+    else:
+        for path, value in values(whole).items():
+            assert values(again)[path].tobytes() == value.tobytes(), path
     clock = {"frames_per_second"}
     strip = [{name: value for name, value in line.items() if name not in clock} for line in lines(run)]
     assert strip == [
@@ -126,6 +134,42 @@ def test_a_run_of_other_settings_is_refused(data, tmp_path):
         train(tmp_path / "run", data, dataclasses.replace(SETTINGS, learning_rate=0.5), base=CONFIG)
     with pytest.raises(TrainingError, match="steps is 0"):
         dataclasses.replace(SETTINGS, steps=0)
+    with pytest.raises(TrainingError, match="seed is -1"):
+        dataclasses.replace(SETTINGS, seed=-1)
+    with Writer(tmp_path / "more", SMALL_DAC) as writer:
+        writer.add(np.zeros((60, 9)), "[S1] Something else.")
+    with pytest.raises(TrainingError, match="data was"):
+        train(tmp_path / "run", tmp_path / "more", dataclasses.replace(SETTINGS, steps=3), base=CONFIG)
+
+
+def test_what_is_there_is_not_lost(data, tmp_path):
+    """A folder that is no run, a base inside the run's folder, a codec that is not the base's own."""
+    (tmp_path / "project" / "model").mkdir(parents=True)
+    with pytest.raises(TrainingError, match="no run"):
+        train(tmp_path / "project", data, SETTINGS, base=CONFIG)
+    base = tmp_path / "run" / "model"
+    base.parent.mkdir()
+    save_params(base, CONFIG, random_params(CONFIG)[1])
+    with pytest.raises(TrainingError, match="own folder"):
+        train(tmp_path / "run", data, SETTINGS, base=base)
+    other = dataclasses.replace(SMALL_DAC, decoder_size=2 * SMALL_DAC.decoder_size)
+    save_params(base / "dac", other, random_params(other)[1])
+    with pytest.raises(TrainingError, match="another codec"):
+        train(tmp_path / "new", data, SETTINGS, base=base)
+    with pytest.raises(TextError, match="speaker tag"):
+        train(tmp_path / "new", data, SETTINGS, base=CONFIG, sample_texts=("Hello.",))
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_model_keeps_its_own_codec(data, tmp_path):
+    base = tmp_path / "base"
+    save_params(base, CONFIG, random_params(CONFIG)[1])
+    save_params(base / "dac", SMALL_DAC, random_params(SMALL_DAC)[1])
+    settings = dataclasses.replace(SETTINGS, steps=1)
+    for _ in range(2):  # the second time in place of the first
+        made = train(tmp_path / "run", data, settings, base=base)
+        assert open_checkpoint(made / "dac").config == SMALL_DAC
+    assert not [path for path in made.parent.iterdir() if path.name.startswith(".")]
 
 
 def test_a_loss_that_is_no_number_ends_the_run(data, tmp_path):
@@ -181,6 +225,51 @@ def test_one_device_and_eight_make_the_same_step(data):
     command = [sys.executable, "-c", DEVICES, os.path.dirname(__file__), str(data)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
+
+
+PROCESS = """
+import sys
+sys.path.insert(0, sys.argv[1])
+import jax
+count, number, port, run, data = int(sys.argv[2]), int(sys.argv[3]), sys.argv[4], sys.argv[5], sys.argv[6]
+if count > 1:
+    jax.distributed.initialize(f"localhost:{port}", num_processes=count, process_id=number)
+import dataclasses
+from test_training_loop import CONFIG, SETTINGS, train
+assert len(jax.devices()) == 4
+train(run, data, dataclasses.replace(SETTINGS, fsdp=2), base=CONFIG, validation=data)
+"""
+
+
+def test_two_processes_make_what_one_makes(data, tmp_path):
+    """Each with two devices, against one with four."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    for count in (1, 2):
+        environment = os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={4 // count}"}
+        arguments = [str(port), str(tmp_path / str(count)), str(data)]
+        children = [
+            subprocess.Popen(
+                [sys.executable, "-c", PROCESS, os.path.dirname(__file__), str(count), str(number), *arguments],
+                env=environment,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            for number in range(count)
+        ]
+        try:
+            for child in children:
+                _, errors = child.communicate(timeout=300)
+                assert child.returncode == 0, errors[-3000:]
+        finally:
+            for child in children:
+                child.kill()
+    one, two = (values(tmp_path / name / "model") for name in ("1", "2"))
+    for path, value in one.items():
+        np.testing.assert_allclose(two[path], value, atol=1e-5, err_msg=path)
+    losses = [[line["loss"] for line in lines(tmp_path / name) if "loss" in line] for name in ("1", "2")]
+    np.testing.assert_allclose(*losses, atol=1e-4)
 
 
 def test_a_mesh_that_does_not_fit_is_refused():
@@ -243,9 +332,40 @@ def test_bfloat16_computes_over_float32_weights(data, tmp_path):
     assert open_checkpoint(made).dtype == "float32"
     noted = lines(tmp_path / "run")
     assert noted[-1]["loss"] < noted[0]["loss"]
+    exact = dataclasses.replace(settings, dtype="float32", steps=2)
+    train(tmp_path / "exact", data, exact, base=CONFIG)
+    assert lines(tmp_path / "exact")[0]["loss"] != noted[0]["loss"]
+    assert lines(tmp_path / "exact")[0]["loss"] == pytest.approx(noted[0]["loss"], abs=0.05)
+
+
+def test_the_average_runs_over_the_weights(data):
+    """By hand over three updates; it begins short, or it would be of the random beginning."""
+    program, _, _ = make_program(CONFIG, SETTINGS)
+    state = initial_state(program, random_params(CONFIG)[1], make_mesh(1))
+    expected = jax.device_get(state.trained)
+    for decay in (1 / 10, 2 / 11, 3 / 12):
+        state, _ = program.update(state, jax.tree.map(jax.numpy.ones_like, state.trained))
+        new = jax.device_get(state.trained)
+        expected = jax.tree.map(lambda old, new, decay=decay: old * decay + new * (1 - decay), expected, new)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), expected, state.average)
+
+
+def test_the_average_is_what_is_saved(data, tmp_path):
+    averaged, plain = (
+        values(train(tmp_path / str(decay), data, dataclasses.replace(SETTINGS, ema_decay=decay), base=CONFIG))
+        for decay in (0.9, 0.0)
+    )
+    assert all(not np.array_equal(averaged[path], value) for path, value in plain.items() if value.ndim > 1)
 
 
 def test_shardings_spread_the_longest_axis():
-    mesh = make_mesh(1)
-    tree = {"kernel": jax.ShapeDtypeStruct((8, 4), np.float32), "norm": jax.ShapeDtypeStruct((3,), np.float32)}
-    assert all(s.spec == jax.sharding.PartitionSpec() for s in jax.tree.leaves(shardings(mesh, tree)))
+    mesh = AbstractMesh((1, 4), ("data", "fsdp"))
+    wanted = {
+        (64, 128): PartitionSpec(None, "fsdp"),
+        (128, 64): PartitionSpec("fsdp", None),
+        (130, 64): PartitionSpec(None, "fsdp"),  # 4 does not divide the longest
+        (16, 128): PartitionSpec(),  # an adapter
+        (128,): PartitionSpec(),  # a norm
+    }
+    tree = {shape: jax.ShapeDtypeStruct(shape, np.float32) for shape in wanted}
+    assert {shape: sharding.spec for shape, sharding in shardings(mesh, tree).items()} == wanted

@@ -136,14 +136,15 @@ def write(target: Path, codes: Codes, *, items: int, seed: int, short: float) ->
     with Writer(target, codec.CONFIG) as writer:
         for _ in tqdm(range(items), desc="composing"):
             tag = rng.choice([1, 2])
-            kind = "short" if rng.random() < short else rng.choices(["one", "turns", "prompt"], [3, 4, 3])[0]
+            kind = "short" if rng.random() < short else rng.choices(["one", "turns", "prompt"], [2, 3, 5])[0]
             cast, turns, prompt = {1: "alto", 2: "bass"}, [tag], 0
             if kind == "turns":
                 turns = [tag, 3 - tag, tag][: rng.choice([2, 2, 2, 3])]
             if kind == "prompt":
-                first = rng.choice(["alto", "bass"])
-                cast = {tag: first, 3 - tag: "bass" if first == "alto" else "alto"}
-                turns = [tag, tag] if rng.random() < 0.7 else [tag, 3 - tag]
+                # Mostly under the tag that is the other voice's without a prompt: nothing else shows that it is heard.
+                if rng.random() < 0.7:
+                    cast = {1: "bass", 2: "alto"}
+                turns = [tag, tag] if rng.random() < 0.8 else [tag, 3 - tag]
             text: list[str] = []
             said: list[np.ndarray] = []
             for number, turn in enumerate(turns):

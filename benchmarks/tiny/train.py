@@ -45,8 +45,8 @@ def main() -> None:
         spoken, part = corpus.speak(values, (graphdef, params)), work / "data.part"
         shutil.rmtree(part, ignore_errors=True)
         corpus.write(part / "short", spoken, items=options.items // 5, seed=1, short=1.0)
-        # A quarter of the batches, for short clips share one: without them reading is lost again over long ones.
-        corpus.write(part / "train", spoken, items=options.items, seed=2, short=0.5)
+        # A fifth of the batches, for short clips share one: without them reading is lost again over long ones.
+        corpus.write(part / "train", spoken, items=options.items, seed=2, short=0.4)
         corpus.write(part / "validation", spoken, items=400, seed=3, short=0.0)
         part.rename(data)
     if not (work / "start").exists():
@@ -63,7 +63,7 @@ def main() -> None:
     trained = train(
         work / "run",
         data / "train",
-        model.settings(options.steps, history_dropout=0.3),
+        model.settings(options.steps, history_dropout=0.4),
         base=begun,
         codec=Codec(codec.CONFIG, graphdef, params),
         validation=data / "validation",

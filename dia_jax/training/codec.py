@@ -10,8 +10,8 @@ Knows recordings, the codec's layers and the run's folder; knows no Dia.
 
 import dataclasses
 import functools
+import math
 import os
-import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,7 +28,7 @@ from flax import nnx
 from tqdm import tqdm
 
 from dia_jax.audio import write_audio
-from dia_jax.checkpoint import load_params, open_checkpoint, save_params
+from dia_jax.checkpoint import load_params, new_directory, open_checkpoint, write_params
 from dia_jax.config import DacConfig
 from dia_jax.dac import Dac, Quantizer
 from dia_jax.small import random_params
@@ -84,6 +84,10 @@ class CodecSettings:
         for name in ("steps", "clips", "frames", "log_every", "save_every", "keep"):
             if getattr(self, name) < 1:
                 raise TrainingError(f"{name} is {getattr(self, name)}; it must be at least 1.")
+        if not (math.isfinite(self.learning_rate) and self.learning_rate >= 0):
+            raise TrainingError(f"learning_rate is {self.learning_rate}; it must be a number from 0 up.")
+        if not 0 <= self.seed < 2**32:
+            raise TrainingError(f"seed is {self.seed}; it must be a whole number from 0 to {2**32 - 1}.")
         if not 0 <= self.quantizer_dropout <= 1:
             raise TrainingError(f"quantizer_dropout is {self.quantizer_dropout}; it must lie in 0 .. 1.")
 
@@ -271,8 +275,10 @@ def stretches(source: str | os.PathLike, config: DacConfig, settings: CodecSetti
     for path in paths:
         try:
             info = soundfile.info(path)
+            if not info.frames:
+                raise OSError("it holds no sample")
             lengths.append(info.frames / info.samplerate)
-        except (soundfile.LibsndfileError, OSError) as error:
+        except (soundfile.LibsndfileError, OSError, TypeError) as error:
             raise DataError(f"{path} is not a readable audio file ({error}); take it out of {source}.") from None
     shares = np.asarray(lengths) / sum(lengths)
 
@@ -313,7 +319,7 @@ def train_codec(
         progress: show a progress bar.
 
     Returns:
-        the folder of the trained codec, `run/codec`, in our Orbax layout.
+        the folder of the trained codec, `run/codec`, in the layout of `transformers`.
 
     Raises:
         TrainingError, DataError, CheckpointError, ConfigError: see there.
@@ -322,6 +328,10 @@ def train_codec(
     config: Any = base if checkpoint is None else checkpoint.config
     if not isinstance(config, DacConfig):
         raise TrainingError(f"{base} holds Dia, not a DAC codec.")
+    if checkpoint is not None and checkpoint.path.resolve().is_relative_to(Path(run).resolve()):
+        raise TrainingError(f"{base} lies in the run's own folder; name another folder for the run.")
+    if jax.process_count() > 1:
+        raise TrainingError(f"A codec is trained by one process, and here are {jax.process_count()}.")
     what = {name: value for name, value in dataclasses.asdict(settings).items() if name not in FREE}
     folder = RunFolder(run, what | {"codec": config.to_json()})
     graphdef, params = random_params(config, seed=settings.seed) if checkpoint is None else load_params(checkpoint)
@@ -330,7 +340,8 @@ def train_codec(
     state = CodecState(jnp.int32(0), params, transform.init(params), usage / config.codebook_size)
     del params
     with folder.checkpoints(settings.keep) as manager:
-        state = folder.restore(manager, state)
+        like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
+        state = folder.restore(manager, like) or state
         first = int(state.step)
         folder.forget_after(first)
         stream = stretches(source, config, settings, start=first)
@@ -340,20 +351,22 @@ def train_codec(
             samples = next(stream)
             state, parts = update(graphdef, transform, settings, state, samples)
             noted.append(parts)
-            last = number == settings.steps
-            if last or number % settings.log_every == 0:
+            save = number == settings.steps or number % settings.save_every == 0
+            if save or number % settings.log_every == 0:
                 line = means(noted)
                 seconds = len(noted) * samples.size / config.sample_rate / (time.monotonic() - began)
                 folder.note(number, **line, audio_per_second=round(seconds, 2))
-                noted, began = [], time.monotonic()
-            if last or number % settings.save_every == 0:
-                manager.save_async(number, state)
+                noted = []
+            if save:
                 folder.picture(("loss", "mel", "stft"), unit="loss")
                 _listen(folder.path / "samples", number, graphdef, state, samples, config)
+                manager.save_async(number, state)
+            if not noted:
+                began = time.monotonic()
         manager.wait()
     target = folder.path / "codec"
-    shutil.rmtree(target, ignore_errors=True)  # of an earlier end of the same run
-    save_params(target, config, state.params)
+    with new_directory(target, replace=True) as made:
+        write_params(made, config, state.params, layout="transformers")
     return target
 
 

@@ -1,8 +1,8 @@
 """Training data: recordings and transcripts to codes on disk, and from there to batches.
 
 A prepared folder holds `codes.bin` (int16 [frames, C], clip behind clip), `items.jsonl` (a line a clip: text, voice,
-where its codes stand) and `dataset.json` (the codec that made them). A clip counts when its line is whole, so that a
-run that is killed goes on where it was.
+where its codes stand) and `dataset.json` (the codec that made them). A clip counts when its line is whole and its codes
+are there, so that a run that is killed goes on where it was.
 
 Knows files, text and the codec; knows no model but the token ids and delays in its config. Which clips stand in batch
 i, and in what order, follows from the seed and i alone: nothing else needs to be remembered to go on with a run.
@@ -10,6 +10,8 @@ i, and in what order, follows from the seed and i alone: nothing else needs to b
 
 import dataclasses
 import functools
+import hashlib
+import itertools
 import json
 import os
 from collections.abc import Iterator, Sequence
@@ -27,6 +29,7 @@ from dia_jax.audio import read_audio
 from dia_jax.config import ConfigError, DacConfig, DiaConfig, DiaError, read_json
 from dia_jax.decode import bucket
 from dia_jax.delay import apply_delay
+from dia_jax.files import new_file
 from dia_jax.pipeline import Codec
 from dia_jax.text import encode_text
 
@@ -67,26 +70,31 @@ class Writer:
     """Appends clips to a prepared folder, new or begun before; a context manager.
 
     Raises:
-        DataError: the folder holds other things, or codes of another codec.
+        DataError: the folder holds other things, is damaged, or has codes of another codec.
     """
 
     def __init__(self, folder: str | os.PathLike, codec: DacConfig):
         self.folder, self.codec = Path(folder), codec
+        lines, codes = self.folder / "items.jsonl", self.folder / "codes.bin"
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             if not (self.folder / "dataset.json").exists():
                 if any(self.folder.iterdir()):
                     raise DataError(f"{folder} is not empty and no prepared data; name a new folder.")
-                (self.folder / "dataset.json").write_text(json.dumps({"codec": codec.to_json()}, indent=2) + "\n")
-            elif _read_codec(self.folder) != codec:
+                _write_whole(self.folder / "dataset.json", json.dumps({"codec": codec.to_json()}, indent=2) + "\n")
+            before, items = _read_folder(self.folder)
+            if before != codec:
                 raise DataError(f"{folder} was prepared with another codec; name a new folder.")
-            self.items = _read_items(self.folder)
-            # What stands behind the last whole line was being written when a run ended.
+            # What stands behind the last whole clip was being written when a run ended.
+            there = codes.stat().st_size // (codec.num_codebooks * 2) if codes.exists() else 0
+            self.items = list(itertools.takewhile(lambda item: item.first + item.frames <= there, items))
             self.frames = self.items[-1].first + self.items[-1].frames if self.items else 0
-            (self.folder / "items.jsonl").write_text("".join(_to_line(item) for item in self.items))
-            self._codes = open(self.folder / "codes.bin", "ab")  # noqa: SIM115 (closed by close)
+            whole = "".join(map(_to_line, self.items))
+            if not lines.exists() or lines.read_text(encoding="utf-8") != whole:
+                _write_whole(lines, whole)
+            self._codes = open(codes, "ab")  # noqa: SIM115 (closed by __exit__)
             self._codes.truncate(self.frames * codec.num_codebooks * 2)
-            self._lines = open(self.folder / "items.jsonl", "a")  # noqa: SIM115
+            self._lines = open(lines, "a", encoding="utf-8")  # noqa: SIM115
         except OSError as error:
             raise DataError(f"Cannot write {folder}: {error.strerror}.") from None
 
@@ -108,24 +116,32 @@ class Writer:
         self._lines.close()
 
 
+def _write_whole(path: Path, text: str) -> None:
+    with new_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
 def _to_line(item: Item) -> str:
     return json.dumps({name: value for name, value in dataclasses.asdict(item).items() if value is not None}) + "\n"
 
 
-def _read_codec(folder: Path) -> DacConfig:
-    return DacConfig.from_json(read_json(folder / "dataset.json").get("codec"))
+def _read_folder(folder: Path) -> tuple[DacConfig, list[Item]]:
+    """The codec, and the clips whose lines are whole.
 
-
-def _read_items(folder: Path) -> list[Item]:
-    path = folder / "items.jsonl"
-    items = []
-    for line in path.read_text().splitlines(keepends=True) if path.exists() else ():
-        if not line.endswith("\n"):
-            break
-        fields = json.loads(line)
-        starts = fields.get("starts")
-        items.append(Item(**fields | {"starts": None if starts is None else tuple(starts)}))
-    return items
+    Raises:
+        DataError: they cannot be read.
+    """
+    path, items = folder / "items.jsonl", []
+    try:
+        codec = DacConfig.from_json(read_json(folder / "dataset.json").get("codec"))
+        for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else ():
+            if line.endswith("\n"):
+                fields = json.loads(line)
+                starts = fields.get("starts")
+                items.append(Item(**fields | {"starts": None if starts is None else tuple(starts)}))
+    except (ConfigError, ValueError, TypeError, AttributeError) as error:
+        raise DataError(f"{folder} is damaged ({error}); prepare into a new folder.") from None
+    return codec, items
 
 
 # --- Preparing -------------------------------------------------------------------------------------------------------
@@ -162,11 +178,11 @@ def read_manifest(source: str | os.PathLike) -> list[dict[str, Any]]:
         clips: list[dict[str, Any]] = []
         for path in found:
             transcript = path.with_suffix(".txt")
-            text = transcript.read_text(encoding="utf-8").strip() if transcript.exists() else None
+            text = _read_text(transcript).strip() if transcript.exists() else None
             clips.append({"path": str(path), "text": text})
     elif source.is_file():
         clips = []
-        for number, line in enumerate(source.read_text(encoding="utf-8").splitlines(), 1):
+        for number, line in enumerate(_read_text(source).split("\n"), 1):
             if not line.strip():
                 continue
             try:
@@ -181,6 +197,11 @@ def read_manifest(source: str | os.PathLike) -> list[dict[str, Any]]:
             f"{source} names no clip; give audio files ({', '.join(AUDIO_SUFFIXES)}) with .txt beside them."
         )
     return clips
+
+
+def _read_text(path: Path) -> str:
+    """UTF-8; other bytes become lone surrogates, which `encode_text` refuses, of the one clip that has them."""
+    return path.read_bytes().decode("utf-8-sig", errors="surrogateescape")
 
 
 def prepare(
@@ -208,6 +229,8 @@ def prepare(
     Raises:
         DataError: the source names nothing, or the folder cannot be written.
     """
+    if workers < 1:
+        raise DataError(f"workers is {workers}; it must be at least 1.")
     config = config or DiaConfig()
     clips = read_manifest(source)
     limit, rate = config.frame_budget, codec.config.sample_rate
@@ -216,7 +239,7 @@ def prepare(
         try:
             if not isinstance(clip.get("text"), str):
                 raise DataError("It has no transcript.")
-            encode_text(clip["text"], max_length=config.encoder.max_length)
+            _check_text(clip["text"], config)
             samples = read_audio(clip["path"], rate=rate)
             if -(-len(samples) // codec.config.hop) > limit:
                 seconds, most = len(samples) / rate, limit / codec.config.frame_rate
@@ -227,8 +250,15 @@ def prepare(
 
     refused = []
     with Writer(target, codec.config) as writer, ThreadPoolExecutor(workers) as pool:
-        done = {item.source for item in writer.items}
-        left = [clip for clip in clips if clip["path"] not in done]
+        done: dict[str, Any] = {os.path.realpath(i.source): i.text for i in writer.items if i.source}
+        left = []
+        for clip in clips:
+            path = os.path.realpath(clip["path"])
+            if path not in done:
+                left.append(clip)
+                done[path] = clip.get("text")
+            elif done[path] != clip.get("text"):
+                refused.append((clip["path"], "It came before with another transcript; prepare into a new folder."))
         bar = tqdm(total=len(clips), initial=len(clips) - len(left), desc="preparing", disable=not progress)
         # A window of clips is read ahead, no more: their samples stand in memory.
         ahead = [pool.submit(read, clip) for clip in left[: 2 * workers]]
@@ -244,7 +274,7 @@ def prepare(
             bar.update()
         bar.close()
         lines = "".join(json.dumps({"source": path, "reason": reason}) + "\n" for path, reason in refused)
-        (writer.folder / "refused.jsonl").write_text(lines)
+        _write_whole(writer.folder / "refused.jsonl", lines)
         return Summary(len(writer.items), writer.frames / codec.config.frame_rate, refused)
 
 
@@ -262,10 +292,7 @@ class Dataset:
         self.folder, self.config = Path(folder), config
         if not (self.folder / "dataset.json").exists():
             raise DataError(f"{folder} is no prepared data; make some with: dia-jax prepare")
-        try:
-            self.codec, self.items = _read_codec(self.folder), _read_items(self.folder)
-        except (ConfigError, ValueError, TypeError) as error:
-            raise DataError(f"{folder} is damaged ({error}); prepare it anew.") from None
+        self.codec, self.items = _read_folder(self.folder)
         channels = self.codec.num_codebooks
         if (channels, self.codec.codebook_size) != (config.decoder.num_channels, config.eos_token_id):
             raise DataError(
@@ -274,22 +301,42 @@ class Dataset:
             )
         if not self.items:
             raise DataError(f"{folder} holds no clip.")
-        frames = self.items[-1].first + self.items[-1].frames
-        if (self.folder / "codes.bin").stat().st_size < frames * channels * 2:
-            raise DataError(f"{folder}/codes.bin is shorter than its items say; prepare it anew.")
-        self.codes = np.memmap(self.folder / "codes.bin", np.int16, "r", shape=(frames, channels))
+        frames, codes = self.items[-1].first + self.items[-1].frames, self.folder / "codes.bin"
+        if not codes.exists() or codes.stat().st_size < frames * channels * 2:
+            raise DataError(f"{folder}/codes.bin is shorter than its items say; prepare it again.")
+        self.codes = np.memmap(codes, np.int16, "r", shape=(frames, channels))
         longest = max(item.frames for item in self.items)
         if longest > config.frame_budget:
             raise DataError(f"{folder} holds a clip of {longest} frames, but the model takes {config.frame_budget}.")
+        for number, item in enumerate(self.items, 1):
+            try:
+                _check_text(item.text, config)
+            except DiaError as error:
+                raise DataError(f"Line {number} of {folder}/items.jsonl: {error}") from None
 
     @property
     def seconds(self) -> float:
         """Of audio."""
         return sum(item.frames for item in self.items) / self.codec.frame_rate
 
+    @functools.cached_property
+    def digest(self) -> str:
+        """Tells these clips from others."""
+        whole = hashlib.sha256()
+        for name in ("dataset.json", "items.jsonl"):
+            whole.update((self.folder / name).read_bytes())
+        return whole.hexdigest()[:16]
+
     def rows(self, item: Item) -> int:
         """Rows of the grid that predict a clip: its frames, EOS, and the delay of the last channel."""
         return item.frames + 1 + self.config.max_delay
+
+
+def _check_text(text: str, config: DiaConfig) -> None:
+    """Raises DiaError if the model cannot read a script."""
+    highest = encode_text(text, max_length=config.encoder.max_length).max()
+    if highest >= config.encoder.vocab_size:
+        raise DataError(f"The script holds the byte {highest}, but the model knows {config.encoder.vocab_size}.")
 
 
 def rows_bucket(rows: int) -> int:
@@ -304,40 +351,41 @@ class BatchSettings:
 
     Attributes:
         rows: rows of the grid in one batch: the clips of a bucket, times its rows, are about so many.
-        seed: of order, text dropout and prompts.
         text_dropout: probability that a clip's script is hidden, which is what guidance sets itself off from.
         prompt_probability: that the beginning of a clip, 10 to 50 % of it, is given as a voice prompt and not learnt.
         history_dropout: share of the rows that the model does not hear when it predicts the next one: stretches of
             `HIDDEN_ROWS`, in some clips none, in some up to twice this share. Sound can mostly be guessed from the
             sound before, by far the most of what there is to learn; where that is hidden, it must be read. It is what
             makes a small model read at all, and 0 is right for one that does.
-        multiple: clips in a batch are a multiple of this, the number of devices.
     """
 
     rows: int = 8192
-    seed: int = 0
     text_dropout: float = 0.15
     prompt_probability: float = 0.0
     history_dropout: float = 0.0
-    multiple: int = 1
+
+    def __post_init__(self):
+        if self.rows < 1:
+            raise DataError(f"rows is {self.rows}; it must be at least 1.")
+        for name in ("text_dropout", "prompt_probability", "history_dropout"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise DataError(f"{name} is {getattr(self, name)}; it must lie in 0 .. 1.")
 
 
 class _Batches:
     """Batch i of an endless run over a dataset; a random-access source for grain."""
 
-    def __init__(self, dataset: Dataset, settings: BatchSettings):
-        self.dataset, self.settings = dataset, settings
+    def __init__(self, dataset: Dataset, settings: BatchSettings, seed: int, multiple: int):
+        self.dataset, self.settings, self.seed = dataset, settings, seed
         self.buckets: dict[int, list[int]] = {}
         for number, item in enumerate(dataset.items):
             self.buckets.setdefault(rows_bucket(dataset.rows(item)), []).append(number)
-        self.sizes = {
-            rows: max(settings.rows // rows // settings.multiple, 1) * settings.multiple for rows in self.buckets
-        }
+        self.sizes = {rows: max(settings.rows // rows // multiple, 1) * multiple for rows in self.buckets}
         self.per_epoch = sum(-(-len(items) // self.sizes[rows]) for rows, items in self.buckets.items())
         self.plan = functools.lru_cache(maxsize=2)(self._plan)
 
     def _plan(self, epoch: int) -> list[tuple[int, list[int]]]:
-        rng = np.random.default_rng([self.settings.seed, epoch])
+        rng = np.random.default_rng([self.seed, epoch])
         plan = []
         for rows in sorted(self.buckets):
             items, size = rng.permutation(self.buckets[rows]), self.sizes[rows]
@@ -348,7 +396,7 @@ class _Batches:
 
     def __call__(self, index: int) -> dict[str, np.ndarray]:
         rows, numbers = self.plan(index // self.per_epoch)[index % self.per_epoch]
-        rng = np.random.default_rng([self.settings.seed, 1, index])
+        rng = np.random.default_rng([self.seed, 1, index])
         hidden = rng.random(len(numbers)) < self.settings.text_dropout
         prompted = rng.random(len(numbers)) < self.settings.prompt_probability
         parts = rng.uniform(0.1, 0.5, len(numbers))
@@ -415,16 +463,20 @@ def make_batch(
     return {"text": text, "text_mask": text != 0, "grid": grid, "heard": heard, "learnt": learnt, "byte": byte}
 
 
-def batches(dataset: Dataset, settings: BatchSettings, *, start: int = 0) -> Iterator[dict[str, np.ndarray]]:
+def batches(
+    dataset: Dataset, settings: BatchSettings, *, seed: int = 0, multiple: int = 1, start: int = 0
+) -> Iterator[dict[str, np.ndarray]]:
     """Endless batches, made ahead in threads, this process's share of each.
 
     Args:
+        seed: of order, text dropout and prompts.
+        multiple: clips in a batch are a multiple of this, so that so many devices can share it.
         start: the index of the first one; batch i is the same whenever it is asked for.
 
     Yields:
         what `make_batch` returns, with scripts and sound hidden and prompts given at random.
     """
-    source = _Batches(dataset, settings)
+    source = _Batches(dataset, settings, seed, multiple)
     processes, process = jax.process_count(), jax.process_index()
 
     def share(index: int) -> dict[str, np.ndarray]:

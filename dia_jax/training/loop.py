@@ -7,10 +7,13 @@ if nothing had been. Knows the loss, the batches and the run's folder, into whic
 
 import dataclasses
 import functools
+import hashlib
+import itertools
+import math
 import os
 import shutil
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,23 +22,34 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from orbax.checkpoint import v1 as ocp
 from tqdm import tqdm
 
-from dia_jax.checkpoint import DTYPES, Checkpoint, abstract_params, load_params, open_checkpoint, save_params
+from dia_jax.checkpoint import (
+    DTYPES,
+    Checkpoint,
+    abstract_params,
+    codec_beside,
+    load_params,
+    new_directory,
+    open_checkpoint,
+    write_params,
+)
 from dia_jax.config import DiaConfig
 from dia_jax.model import DiaModel
 from dia_jax.pipeline import Codec, Dia
+from dia_jax.text import encode_text
 from dia_jax.training.data import BatchSettings, Dataset, batches
-from dia_jax.training.lora import add_lora, save_adapter
+from dia_jax.training.lora import add_lora, write_adapter
 from dia_jax.training.loss import LossSettings, loss
 from dia_jax.training.run import RunFolder, TrainingError, means
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainSettings:
-    """A run. Changing any of these but `steps` and the intervals makes another run of it.
+    """A run. Changing any of these but `steps`, the intervals and `fsdp` makes another run of it.
 
     Attributes:
         steps: updates of the weights, in all.
@@ -81,23 +95,31 @@ class TrainSettings:
         for name in ("steps", "accumulate", "fsdp", "log_every", "save_every", "keep"):
             if getattr(self, name) < 1:
                 raise TrainingError(f"{name} is {getattr(self, name)}; it must be at least 1.")
-        for name in ("warmup_steps", "lora_rank", "alignment_steps", "sample_every", "learning_rate", "weight_decay"):
+        for name in ("warmup_steps", "lora_rank", "alignment_steps", "sample_every", "weight_decay"):
             if getattr(self, name) < 0:
                 raise TrainingError(f"{name} is {getattr(self, name)}; it must not be negative.")
         if not 0 <= self.ema_decay < 1:
             raise TrainingError(f"ema_decay is {self.ema_decay}; it must lie in 0 .. 1.")
+        if not (math.isfinite(self.learning_rate) and self.learning_rate >= 0):
+            raise TrainingError(f"learning_rate is {self.learning_rate}; it must be a number from 0 up.")
+        if not 0 <= self.seed < 2**32:
+            raise TrainingError(f"seed is {self.seed}; it must be a whole number from 0 to {2**32 - 1}.")
         if self.dtype not in DTYPES:
             raise TrainingError(f"dtype is {self.dtype!r}; it must be one of {', '.join(DTYPES)}.")
 
 
-FREE = ("steps", "log_every", "save_every", "sample_every", "keep")
+FREE = ("steps", "log_every", "save_every", "sample_every", "keep", "fsdp")
 """Settings that may change when a run is gone on with. (The learning rate's cosine ends at the new number of steps.)"""
 
+
+VALIDATED = 8
+"""Batches of the held-out data whose loss is noted."""
 
 THIN = 32
 """Kernels with fewer rows or columns, which are adapters, are not spread."""
 
-PICTURED = ("loss", "channels", "validation_loss", "validation_channel_0_with_another_text")
+ANOTHER = "channel_0_with_another_text"
+PICTURED = ("loss", "channels", "validation_loss", f"validation_{ANOTHER}")
 
 
 @jax.tree_util.register_dataclass
@@ -289,13 +311,22 @@ def compile_step(program: Program, mesh: Mesh, state: Any, frozen: Any) -> Step:
 
 def initial_state(program: Program, trained: Any, mesh: Mesh) -> TrainState:
     """Step 0 from weights; every array is a new one, where it belongs."""
+    make = functools.partial(_make_state, program)
+    placed = jax.device_put(trained, shardings(mesh, trained))
+    return jax.jit(make, out_shardings=shardings(mesh, jax.eval_shape(make, trained)))(placed)
 
-    def make(trained: Any) -> TrainState:
-        average = jax.tree.map(jnp.copy, trained) if program.settings.ema_decay else {}
-        return TrainState(jnp.int32(0), jax.tree.map(jnp.copy, trained), program.transform.init(trained), average)
 
-    abstract = jax.eval_shape(make, trained)
-    return jax.jit(make, out_shardings=shardings(mesh, abstract))(trained)
+def abstract_state(program: Program, trained: Any, mesh: Mesh) -> TrainState:
+    """The shapes and places of a state."""
+    state = jax.eval_shape(functools.partial(_make_state, program), trained)
+    return jax.tree.map(
+        lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), state, shardings(mesh, state)
+    )
+
+
+def _make_state(program: Program, trained: Any) -> TrainState:
+    average = jax.tree.map(jnp.copy, trained) if program.settings.ema_decay else {}
+    return TrainState(jnp.int32(0), jax.tree.map(jnp.copy, trained), program.transform.init(trained), average)
 
 
 # --- The run ---------------------------------------------------------------------------------------------------------
@@ -315,7 +346,7 @@ def train(
     """Trains, from the beginning or from where the run's folder stands.
 
     Args:
-        run: its folder.
+        run: its folder, which all processes see.
         data: prepared, see `data.prepare`.
         settings: of the run.
         base: the checkpoint to begin with; or the config of a model to be trained from random weights.
@@ -325,11 +356,11 @@ def train(
         progress: show a progress bar.
 
     Returns:
-        the folder of what was trained: `run/model`, or `run/adapter` with LoRA.
+        the folder of what was trained: `run/model` in the layout of `transformers`, or `run/adapter` with LoRA.
 
     Raises:
-        TrainingError: the folder holds a run of other settings, or the loss is no number any more.
-        DataError, CheckpointError, ConfigError: see there.
+        TrainingError: the folder holds another run, or the loss is no number any more.
+        DataError, TextError, CheckpointError, ConfigError: see there.
     """
     checkpoint = None if isinstance(base, DiaConfig) else open_checkpoint(base)
     config: Any = base if checkpoint is None else checkpoint.config
@@ -339,41 +370,73 @@ def train(
         raise TrainingError("Adapters need a model to stand beside; name a checkpoint as the base.")
     if checkpoint is not None and checkpoint.quantize:
         raise TrainingError(f"{base} is stored in {checkpoint.quantize}; train from one that is not.")
+    if checkpoint is not None and checkpoint.path.resolve().is_relative_to(Path(run).resolve()):
+        raise TrainingError(f"{base} lies in the run's own folder; name another folder for the run.")
     mesh = make_mesh(settings.fsdp)
-    settings = dataclasses.replace(
-        settings, batch=dataclasses.replace(settings.batch, seed=settings.seed, multiple=mesh.size)
-    )
     dataset = Dataset(data, config)
     held_out = None if validation is None else Dataset(validation, config)
-    what = {name: value for name, value in dataclasses.asdict(settings).items() if name not in FREE}
-    folder = RunFolder(run, what | {"model": config.to_json()})
-    program, state, frozen = start(config, settings, mesh, checkpoint)
+    own = None if checkpoint is None else codec_beside(checkpoint.path)
+    for name, each in ((own, own and open_checkpoint(own).config), ("the one for samples", codec and codec.config)):
+        if each is not None and each != dataset.codec:
+            raise TrainingError(f"{data} was prepared with another codec than {name}; prepare it with that one.")
+    for text in sample_texts:
+        encode_text(text, max_length=config.encoder.max_length)
+
+    program, trained, frozen = make_program(config, settings)
+    frozen = frozen_weights(config, settings, frozen, mesh, checkpoint)
+    what: dict[str, Any] = {name: value for name, value in dataclasses.asdict(settings).items() if name not in FREE}
+    what["loss"].pop("remat")  # costs time or memory, and changes nothing else
+    what |= {"model": config.to_json(), "data": dataset.digest}
+    if settings.lora_rank:
+        what["base"] = _digest(frozen)
+    folder = RunFolder(run, what, devices=mesh.size)
+    if folder.first["devices"] % mesh.size:
+        raise TrainingError(
+            f"{run} began on {folder.first['devices']} devices, over which its batches are made up; {mesh.size} cannot "
+            "share them. Go on with a number that divides it."
+        )
     with folder.checkpoints(settings.keep) as manager:
-        state = folder.restore(manager, state)
+        state = folder.restore(manager, abstract_state(program, trained, mesh))
+        if state is None:
+            state = initial_state(program, initial_weights(config, settings, trained, checkpoint), mesh)
         texts = sample_texts if codec is not None else ()
-        _Run(folder, program, mesh, config, manager, dataset, held_out, codec, texts).go(state, frozen, progress)
+        _Run(folder, program, mesh, config, manager, dataset, held_out, codec, texts, own).go(state, frozen, progress)
     return folder.path / ("adapter" if settings.lora_rank else "model")
 
 
-def start(
-    config: DiaConfig, settings: TrainSettings, mesh: Mesh, checkpoint: Checkpoint | None = None
-) -> tuple[Program, TrainState, nnx.State]:
-    """A run's program, its state at step 0 and its frozen weights, each where it belongs.
-
-    Args:
-        checkpoint: the weights to begin with; random ones without.
-    """
-    program, trained, frozen = make_program(config, settings)
-    dtype = settings.dtype if settings.lora_rank else "float32"  # below adapters, or to be trained
-    if checkpoint is None:
-        weights = random_weights(config, settings.seed, dtype)
-    else:
-        weights = load_params(checkpoint, dtype=dtype)[1]
+def initial_weights(
+    config: DiaConfig, settings: TrainSettings, trained: nnx.State, checkpoint: Checkpoint | None = None
+) -> nnx.State:
+    """What a run begins with: the checkpoint's weights, or random ones; or adapters that change nothing yet."""
     if settings.lora_rank:
-        frozen = _below_adapters(weights, frozen)
-        frozen = jax.device_put(frozen, shardings(mesh, frozen))
-        weights = _initial_adapters(trained, settings.seed)
-    return program, initial_state(program, weights, mesh), frozen
+        return _initial_adapters(trained, settings.seed)
+    return _weights(config, settings, "float32", checkpoint)
+
+
+def frozen_weights(
+    config: DiaConfig, settings: TrainSettings, frozen: nnx.State, mesh: Mesh, checkpoint: Checkpoint | None = None
+) -> nnx.State:
+    """What stays as it is, where it belongs: with LoRA the model's weights, in the dtype of the computation."""
+    if not settings.lora_rank:
+        return frozen
+    below = _below_adapters(_weights(config, settings, settings.dtype, checkpoint), frozen)
+    return jax.device_put(below, shardings(mesh, below))
+
+
+def _weights(config: DiaConfig, settings: TrainSettings, dtype: str, checkpoint: Checkpoint | None) -> nnx.State:
+    if checkpoint is None:
+        return random_weights(config, settings.seed, dtype)
+    return load_params(checkpoint, dtype=dtype)[1]
+
+
+def _digest(weights: nnx.State) -> str:
+    """Tells these weights from others, by a few of each array."""
+
+    @jax.jit
+    def few(weights: nnx.State) -> list[jax.Array]:
+        return [x[(0,) * (x.ndim - 1)][:8].astype(jnp.float32) for x in jax.tree.leaves(weights)]
+
+    return hashlib.sha256(b"".join(np.asarray(x).tobytes() for x in few(weights))).hexdigest()[:16]
 
 
 def random_weights(config: DiaConfig, seed: int, dtype: str) -> nnx.State:
@@ -433,13 +496,14 @@ class _Run:
     held_out: Dataset | None
     codec: Codec | None
     sample_texts: tuple[str, ...]
+    own_codec: Path | None
 
     def go(self, state: TrainState, frozen: Any, progress: bool) -> None:
         settings = self.program.settings
         step = compile_step(self.program, self.mesh, state, frozen)
         first = int(state.step)
         self.folder.forget_after(first)
-        stream = batches(self.dataset, settings.batch, start=first * settings.accumulate)
+        stream = self._batches(self.dataset, settings.batch, start=first * settings.accumulate)
         bar = tqdm(total=settings.steps, initial=first, desc="training", disable=not progress)
         noted: list[dict[str, jax.Array]] = []
         frames, began = 0, time.monotonic()
@@ -450,23 +514,32 @@ class _Run:
             noted.append(values)
             bar.update()
             last = number == settings.steps
-            if last or number % settings.log_every == 0:
+            save = last or number % settings.save_every == 0
+            speak = settings.sample_every and (last or number % settings.sample_every == 0)
+            # At every checkpoint too: what is noted behind it does not depend on whether the run was killed there.
+            if save or number % settings.log_every == 0:
                 line = means(noted)  # waits for the steps
                 speed = frames / (time.monotonic() - began)
-                rate = float(np.asarray(schedule(settings)(number)))
+                rate = float(np.asarray(schedule(settings)(number - 1)))
                 self.folder.note(number, **line, learning_rate=rate, frames_per_second=round(speed, 1))
                 bar.set_postfix(loss=f"{line['loss']:.3f}", frames_per_second=f"{speed:.0f}")
-                noted, frames, began = [], 0, time.monotonic()
-            if last or number % settings.save_every == 0:
-                saved: Any = state
-                self.manager.save_async(number, saved)
+                noted, frames = [], 0
+            if speak:
+                self._speak(number, state, frozen)
+            if save:
                 self._validate(number, state, frozen)
                 self.folder.picture(PICTURED, unit="nats")
-            if settings.sample_every and (last or number % settings.sample_every == 0):
-                self._speak(number, state, frozen)
+                saved: Any = state
+                self.manager.save_async(number, saved)
+            if not noted:
+                began = time.monotonic()
         bar.close()
         self.manager.wait()
         self._export(state)
+
+    def _batches(self, dataset: Dataset, settings: BatchSettings, start: int = 0) -> Iterator[dict[str, np.ndarray]]:
+        seed, devices = self.program.settings.seed, self.folder.first["devices"]
+        return batches(dataset, settings, seed=seed, multiple=devices, start=start)
 
     def _put(self, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
         sharding = batch_sharding(self.mesh)
@@ -476,16 +549,17 @@ class _Run:
         return state.average if self.program.settings.ema_decay else state.trained
 
     def _validate(self, step: int, state: TrainState, frozen: Any) -> None:
+        """Notes the loss of `VALIDATED` batches, the same each time."""
         if self.held_out is None:
             return
-        plain = {"text_dropout": 0.0, "prompt_probability": 0.0, "history_dropout": 0.0}
-        settings = dataclasses.replace(self.program.settings.batch, **plain)
-        stream = batches(self.held_out, settings)
-        values = []
-        for _ in range(8):
-            parts = self._evaluate(self._best(state), frozen, self._put(next(stream)))
-            values.append(parts)
-        self.folder.note(step, **{f"validation_{name}": value for name, value in means(values).items()})
+        plain = BatchSettings(self.program.settings.batch.rows, text_dropout=0.0)
+        stream = itertools.islice(self._batches(self.held_out, plain), VALIDATED)
+        found = [self._evaluate(self._best(state), frozen, self._put(batch)) for batch in stream]
+        others = np.array([float(parts.pop(ANOTHER)) for parts in found])
+        values = means(found)
+        if not np.isnan(others).all():
+            values[ANOTHER] = round(float(np.nanmean(others)), 5)
+        self.folder.note(step, **{f"validation_{name}": value for name, value in values.items()})
 
     @functools.cached_property
     def _evaluate(self) -> Any:
@@ -495,14 +569,19 @@ class _Run:
             value, parts = loss(model, batch, dataclasses.replace(settings, alignment_weight=0.0))
             other = batch | {name: jnp.roll(batch[name], 1, axis=0) for name in ("text", "text_mask")}
             wrong = loss(model, other, settings)[1]["channels"][0]
-            return parts | {"loss": value, "channel_0_with_another_text": wrong}
+            # A long clip is alone in its batch, or there with copies of itself.
+            differs = jnp.any(other["text"] != batch["text"])
+            return parts | {"loss": value, ANOTHER: jnp.where(differs, wrong, jnp.nan)}
 
-        return jax.jit(evaluate)
+        return jax.jit(evaluate, out_shardings=NamedSharding(self.mesh, PartitionSpec()))
 
     def _speak(self, step: int, state: TrainState, frozen: Any) -> None:
         if not self.sample_texts:
             return
-        model = self.program.model(self._best(state), frozen)
+        best, frozen = _gathered(self._best(state)), _gathered(frozen)
+        if jax.process_index() != 0:
+            return
+        model = self.program.model(best, frozen)
         dia = Dia(self.config, *nnx.split(model), codec=self.codec)
         budget = min(512, self.config.frame_budget)
         (self.folder.path / "samples").mkdir(exist_ok=True)
@@ -511,10 +590,21 @@ class _Run:
             dia.save_audio(self.folder.path / "samples" / f"{step:07}-{number}.wav", samples)
 
     def _export(self, state: TrainState) -> None:
-        settings, best = self.program.settings, self._best(state)
-        target = self.folder.path / ("adapter" if settings.lora_rank else "model")
-        shutil.rmtree(target, ignore_errors=True)  # of an earlier end of the same run
-        if settings.lora_rank:
-            save_adapter(target, best, rank=settings.lora_rank, alpha=settings.lora_alpha)
-        else:
-            save_params(target, self.config, best)
+        """Writes what was made in place of what an earlier end of the same run had made."""
+        settings, best = self.program.settings, _gathered(self._best(state))
+        if jax.process_index() == 0:
+            target = self.folder.path / ("adapter" if settings.lora_rank else "model")
+            with new_directory(target, replace=True) as folder:
+                if settings.lora_rank:
+                    write_adapter(folder, best, rank=settings.lora_rank, alpha=settings.lora_alpha)
+                else:
+                    write_params(folder, self.config, best, layout="transformers")  # Orbax would need all processes
+                    if self.own_codec is not None:
+                        shutil.copytree(self.own_codec, folder / "dac")
+        if jax.process_count() > 1:
+            multihost_utils.sync_global_devices("exported")
+
+
+def _gathered(tree: Any) -> Any:
+    """Arrays that are spread over several processes, whole in each."""
+    return multihost_utils.process_allgather(tree, tiled=True) if jax.process_count() > 1 else tree

@@ -5,7 +5,6 @@ business of `checkpoint.load_params`.
 """
 
 import json
-import os
 from pathlib import Path
 
 import jax
@@ -14,7 +13,6 @@ import numpy as np
 from flax import nnx
 from safetensors.numpy import save_file
 
-from dia_jax.checkpoint import new_directory
 from dia_jax.model import DiaModel, Linear
 
 
@@ -47,19 +45,16 @@ def add_lora(model: DiaModel, *, rank: int, alpha: float, rngs: nnx.Rngs) -> Non
                     setattr(module, name, LoraLinear(child, rank, alpha, rngs=rngs))
 
 
-def save_adapter(target: str | os.PathLike, adapter: nnx.State, *, rank: int, alpha: float) -> None:
-    """Writes `adapter.safetensors` and `adapter.json` into a new directory, all or nothing.
+def write_adapter(folder: Path, adapter: nnx.State, *, rank: int, alpha: float) -> None:
+    """Writes `adapter.safetensors` and `adapter.json` into an existing, empty folder.
 
     Args:
-        target: a directory that does not exist yet, or is empty.
+        folder: see above.
         adapter: the `nnx.LoRAParam`s of a model after `add_lora`.
-
-    Raises:
-        CheckpointError: the directory cannot be written.
+        rank, alpha: as in `add_lora`.
     """
     arrays = {
         ".".join(map(str, path)): np.asarray(value[...], np.float32) for path, value in nnx.to_flat_state(adapter)
     }
-    with new_directory(target) as folder:
-        save_file(arrays, Path(folder) / "adapter.safetensors")
-        (Path(folder) / "adapter.json").write_text(json.dumps({"rank": rank, "alpha": alpha}) + "\n")
+    save_file(arrays, folder / "adapter.safetensors")
+    (folder / "adapter.json").write_text(json.dumps({"rank": rank, "alpha": alpha}) + "\n")

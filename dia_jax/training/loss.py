@@ -5,12 +5,14 @@ cross-attention be looked at; knows no optimizer and no files.
 """
 
 import dataclasses
+import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from dia_jax.config import ConfigError
 from dia_jax.model import DecoderLayer, DiaModel, EncoderLayer, rope_angles
 
 
@@ -34,6 +36,10 @@ class LossSettings:
     alignment_layers: tuple[int, ...] = ()
     alignment_width: int = 1
     remat: bool = True
+
+    def __post_init__(self):
+        if not (math.isfinite(self.first_channel_weight) and self.first_channel_weight > 0):
+            raise ConfigError(f"first_channel_weight is {self.first_channel_weight}; it must be a number above 0.")
 
 
 def forward(

@@ -1,6 +1,6 @@
 """A run's folder: what the run is, its checkpoints, its metrics and their picture.
 
-    settings.json    what the run is; a folder is gone on with only by the same run
+    settings.json    what the run is; once it has a checkpoint, the folder is gone on with only by the same run
     checkpoints/     Orbax, written beside the training and renamed when whole
     metrics.jsonl    a line an interval
     loss.png         drawn from them
@@ -33,30 +33,37 @@ class RunFolder:
 
     Args:
         path: of the folder.
-        what: what the run is, as JSON: the settings that must be the same when it is gone on with.
+        what: what the run is, as JSON: what must be the same when it is gone on with.
+        first: of the beginning, which stays so whatever it is afterwards; attribute `first` holds it.
 
     Raises:
-        TrainingError: it holds another run, or cannot be written.
+        TrainingError: it holds another run or other things, or cannot be written.
     """
 
-    def __init__(self, path: str | os.PathLike, what: dict[str, Any]):
-        self.path = Path(path).absolute()
+    def __init__(self, path: str | os.PathLike, what: dict[str, Any], **first: Any):
+        self.path, self.first = Path(path).absolute(), first
         what = json.loads(json.dumps(what))
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             settings = self.path / "settings.json"
-            before = json.loads(settings.read_text()) if settings.exists() else what
-            different = [
-                f"{name} was {before.get(name)!r} and is {value!r}"
-                for name, value in what.items()
-                if before.get(name) != value
-            ]
-            if different:
-                raise TrainingError(f"{path} is another run: {'; '.join(different)}. Name a new folder.")
+            if not settings.exists() and any(not name.startswith(".") for name in os.listdir(self.path)):
+                raise TrainingError(f"{path} is not empty and no run; name a new folder.")
+            if any(name.isdigit() for name in _names(self.path / "checkpoints")):
+                before = json.loads(settings.read_text())
+                different = [
+                    f"{name} was {before.get(name)!r} and is {value!r}"
+                    for name, value in what.items()
+                    if before.get(name) != value
+                ]
+                if different:
+                    raise TrainingError(f"{path} is another run: {'; '.join(different)}. Name a new folder.")
+                self.first = {name: before.get(name, value) for name, value in first.items()}
             if _is_first():
-                _write_whole(settings, json.dumps(what, indent=2) + "\n")
+                _write_whole(settings, json.dumps(what | self.first, indent=2) + "\n")
         except OSError as error:
             raise TrainingError(f"Cannot write {path}: {error.strerror}.") from None
+        except json.JSONDecodeError:
+            raise TrainingError(f"{path}/settings.json is damaged; name a new folder.") from None
 
     @contextlib.contextmanager
     def checkpoints(self, keep: int) -> Iterator[ocp.training.Checkpointer]:
@@ -72,12 +79,9 @@ class RunFolder:
         with contextlib.closing(manager):
             yield manager
 
-    def restore(self, manager: ocp.training.Checkpointer, state: Any) -> Any:
-        """The last checkpoint, laid out as `state` is; `state` itself where there is none."""
-        if manager.latest is None:
-            return state
-        like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
-        return manager.load(manager.latest, like)
+    def restore(self, manager: ocp.training.Checkpointer, like: Any) -> Any:
+        """The last checkpoint, laid out as these `jax.ShapeDtypeStruct`s; None where there is none."""
+        return None if manager.latest is None else manager.load(manager.latest, like)
 
     def forget_after(self, step: int) -> None:
         """Takes out of the metrics what was noted after the checkpoint that the run goes on from."""
@@ -125,6 +129,10 @@ class RunFolder:
 def means(noted: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """The mean of each value over the steps, ready for JSON."""
     return {name: np.mean([np.asarray(each[name]) for each in noted], axis=0).round(5).tolist() for name in noted[0]}
+
+
+def _names(folder: Path) -> list[str]:
+    return os.listdir(folder) if folder.is_dir() else []
 
 
 def _is_first() -> bool:
