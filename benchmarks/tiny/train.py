@@ -29,7 +29,7 @@ TEXTS = ("[S1] The young farmer found this red letter.", "[S2] Please close the 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("work", type=Path, help="folder for all that is made on the way: 1 GB")
-    parser.add_argument("--steps", type=int, default=10_000, help="updates of the weights on dialogues, one a second on two cores")
+    parser.add_argument("--steps", type=int, default=10_000, help="updates on dialogues, one a second")
     parser.add_argument("--short-steps", type=int, default=1000, help="and before, on strings of one to three words")
     parser.add_argument("--items", type=int, default=40_000, help="strings and dialogues that are made of them")
     options = parser.parse_args()
