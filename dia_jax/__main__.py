@@ -407,7 +407,6 @@ class Prepare:
     def run(self) -> None:
         _needs_train_extra()
         from dia_jax.config import DiaConfig, read_json
-        from dia_jax.hub import resolve
         from dia_jax.pipeline import load_codec_from
         from dia_jax.training.data import prepare
 
@@ -498,7 +497,6 @@ class Train:
         _needs_train_extra()
         from dia_jax.checkpoint import codec_beside
         from dia_jax.config import DiaConfig
-        from dia_jax.hub import resolve
         from dia_jax.pipeline import DEFAULT_CODEC, DEFAULT_REPO, load_codec_from
         from dia_jax.training.data import BatchSettings
         from dia_jax.training.loop import TrainSettings, train
@@ -610,7 +608,6 @@ class TrainCodec:
 def _beginning(base: str | None, config: Path | None, *, default: str, kind: Any) -> Any:
     """What training begins with: a checkpoint's path, or the config of a model to be trained from random weights."""
     from dia_jax.config import read_json
-    from dia_jax.hub import resolve
 
     if base is not None and config is not None:
         raise DiaError("--base and --config are two ways to begin; give one.")

@@ -496,11 +496,7 @@ class Dia:
         self, number: int, script: str, prompt: np.ndarray, max_tokens: int | None, key: jax.Array, truncate: bool
     ) -> Clip:
         encoder = self.config.encoder
-        text = encode_text(script, max_length=encoder.max_length, truncate=truncate)
-        if text.max() >= encoder.vocab_size:
-            raise SettingError(
-                f"A script holds the byte {text.max()}, but this model knows only those below {encoder.vocab_size}."
-            )
+        text = encode_text(script, max_length=encoder.max_length, vocab_size=encoder.vocab_size, truncate=truncate)
         room = self._room(len(prompt))
         frames = room if max_tokens is None else int(max_tokens)
         if not 1 <= frames <= room:

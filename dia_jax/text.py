@@ -23,12 +23,13 @@ class TextError(DiaError):
     """A script that the model cannot take as it is; the message says what to change."""
 
 
-def encode_text(text: str, *, max_length: int, truncate: bool = False) -> np.ndarray:
+def encode_text(text: str, *, max_length: int, vocab_size: int = 256, truncate: bool = False) -> np.ndarray:
     """Turns a script into byte tokens.
 
     Args:
         text: the script; it must begin with a speaker tag, `[S1]` or `[S2]`.
         max_length: bytes that the model takes (1024 for Dia-1.6B), a speaker tag counted as one.
+        vocab_size: bytes from here up are not known to the model.
         truncate: cut a longer script after its last whole character that fits, instead of refusing it.
 
     Returns:
@@ -36,7 +37,8 @@ def encode_text(text: str, *, max_length: int, truncate: bool = False) -> np.nda
 
     Raises:
         TextError: the script is empty, lacks its first speaker tag, is too long, or holds characters that the model
-            has no meaning for (NUL, which is padding; the bytes 1 and 2, which are the tags; lone surrogates).
+            has no meaning for (NUL, which is padding; the bytes 1 and 2, which are the tags; lone surrogates; bytes
+            outside its vocabulary).
     """
     if not isinstance(text, str):
         raise TextError(f"A script must be a string, not {type(text).__name__}.")
@@ -71,4 +73,6 @@ def encode_text(text: str, *, max_length: int, truncate: bool = False) -> np.nda
                 "several scripts, or ask for it to be cut (truncate=True, --truncate)."
             )
         data = data[:max_length].decode("utf-8", errors="ignore").encode("utf-8")
+    if max(data) >= vocab_size:
+        raise TextError(f"A script holds the byte {max(data)}, but this model knows only those below {vocab_size}.")
     return np.frombuffer(data, np.uint8)

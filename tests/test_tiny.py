@@ -26,12 +26,14 @@ def tiny() -> Dia:
 
 
 def pitch(samples: np.ndarray) -> float:
-    """The voice to which the clip's autocorrelation points, in Hz: a low voice repeats after its own period, and after
-    the high one's, which is half as long, far less (0.1 against 1)."""
+    """The strongest period of the clip's autocorrelation near that of the voice to which it points, in Hz: a low voice
+    repeats after its own period, and after the high one's, which is half as long, far less (0.1 against 1)."""
     power = np.abs(np.fft.rfft(samples, 2 * len(samples))) ** 2
     correlation = np.fft.irfft(power)
-    high, low = (correlation[round(44_100 / voice)] for voice in (172.3, 86.1))
-    return 172.3 if high > 0.5 * low else 86.1
+    high, low = (round(44_100 / voice) for voice in (172.3, 86.1))
+    period = high if correlation[high] > 0.5 * correlation[low] else low
+    around = range(round(0.8 * period), round(1.2 * period))
+    return 44_100 / max(around, key=lambda lag: correlation[lag])
 
 
 def test_it_is_small_and_says_where_it_comes_from():

@@ -10,7 +10,6 @@ Knows recordings, the codec's layers and the run's folder; knows no Dia.
 
 import dataclasses
 import functools
-import math
 import os
 import time
 from collections.abc import Iterator
@@ -33,7 +32,7 @@ from dia_jax.config import DacConfig
 from dia_jax.dac import Dac, Quantizer
 from dia_jax.small import random_params
 from dia_jax.training.data import DataError, read_manifest
-from dia_jax.training.run import RunFolder, TrainingError, means
+from dia_jax.training.run import RunFolder, TrainingError, check_numbers, means
 
 MEL_SCALES = ((32, 5), (64, 10), (128, 20), (256, 40), (512, 80), (1024, 160), (2048, 320))
 """Windows, in samples, and the mel bands of each."""
@@ -84,10 +83,7 @@ class CodecSettings:
         for name in ("steps", "clips", "frames", "log_every", "save_every", "keep"):
             if getattr(self, name) < 1:
                 raise TrainingError(f"{name} is {getattr(self, name)}; it must be at least 1.")
-        if not (math.isfinite(self.learning_rate) and self.learning_rate >= 0):
-            raise TrainingError(f"learning_rate is {self.learning_rate}; it must be a number from 0 up.")
-        if not 0 <= self.seed < 2**32:
-            raise TrainingError(f"seed is {self.seed}; it must be a whole number from 0 to {2**32 - 1}.")
+        check_numbers(self.learning_rate, self.seed)
         if not 0 <= self.quantizer_dropout <= 1:
             raise TrainingError(f"quantizer_dropout is {self.quantizer_dropout}; it must lie in 0 .. 1.")
 
@@ -328,12 +324,10 @@ def train_codec(
     config: Any = base if checkpoint is None else checkpoint.config
     if not isinstance(config, DacConfig):
         raise TrainingError(f"{base} holds Dia, not a DAC codec.")
-    if checkpoint is not None and checkpoint.path.resolve().is_relative_to(Path(run).resolve()):
-        raise TrainingError(f"{base} lies in the run's own folder; name another folder for the run.")
     if jax.process_count() > 1:
         raise TrainingError(f"A codec is trained by one process, and here are {jax.process_count()}.")
     what = {name: value for name, value in dataclasses.asdict(settings).items() if name not in FREE}
-    folder = RunFolder(run, what | {"codec": config.to_json()})
+    folder = RunFolder(run, what | {"codec": config.to_json()}, None if checkpoint is None else checkpoint.path)
     graphdef, params = random_params(config, seed=settings.seed) if checkpoint is None else load_params(checkpoint)
     transform = make_transform(settings)
     usage = jnp.ones((config.num_codebooks, config.codebook_size)) * settings.clips * settings.frames

@@ -29,9 +29,9 @@ from dia_jax.audio import read_audio
 from dia_jax.config import ConfigError, DacConfig, DiaConfig, DiaError, read_json
 from dia_jax.decode import bucket
 from dia_jax.delay import apply_delay
-from dia_jax.files import new_file
+from dia_jax.files import write_whole
 from dia_jax.pipeline import Codec
-from dia_jax.text import encode_text
+from dia_jax.text import TextError, encode_text
 
 AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".mp3", ".aiff", ".opus")
 SMALLEST_ROWS = 128
@@ -81,7 +81,7 @@ class Writer:
             if not (self.folder / "dataset.json").exists():
                 if any(self.folder.iterdir()):
                     raise DataError(f"{folder} is not empty and no prepared data; name a new folder.")
-                _write_whole(self.folder / "dataset.json", json.dumps({"codec": codec.to_json()}, indent=2) + "\n")
+                write_whole(self.folder / "dataset.json", json.dumps({"codec": codec.to_json()}, indent=2) + "\n")
             before, items = _read_folder(self.folder)
             if before != codec:
                 raise DataError(f"{folder} was prepared with another codec; name a new folder.")
@@ -91,7 +91,7 @@ class Writer:
             self.frames = self.items[-1].first + self.items[-1].frames if self.items else 0
             whole = "".join(map(_to_line, self.items))
             if not lines.exists() or lines.read_text(encoding="utf-8") != whole:
-                _write_whole(lines, whole)
+                write_whole(lines, whole)
             self._codes = open(codes, "ab")  # noqa: SIM115 (closed by __exit__)
             self._codes.truncate(self.frames * codec.num_codebooks * 2)
             self._lines = open(lines, "a", encoding="utf-8")  # noqa: SIM115
@@ -114,11 +114,6 @@ class Writer:
     def __exit__(self, *_: object) -> None:
         self._codes.close()
         self._lines.close()
-
-
-def _write_whole(path: Path, text: str) -> None:
-    with new_file(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
 
 
 def _to_line(item: Item) -> str:
@@ -239,7 +234,7 @@ def prepare(
         try:
             if not isinstance(clip.get("text"), str):
                 raise DataError("It has no transcript.")
-            _check_text(clip["text"], config)
+            encode_text(clip["text"], max_length=config.encoder.max_length, vocab_size=config.encoder.vocab_size)
             samples = read_audio(clip["path"], rate=rate)
             if -(-len(samples) // codec.config.hop) > limit:
                 seconds, most = len(samples) / rate, limit / codec.config.frame_rate
@@ -274,7 +269,7 @@ def prepare(
             bar.update()
         bar.close()
         lines = "".join(json.dumps({"source": path, "reason": reason}) + "\n" for path, reason in refused)
-        _write_whole(writer.folder / "refused.jsonl", lines)
+        write_whole(writer.folder / "refused.jsonl", lines)
         return Summary(len(writer.items), writer.frames / codec.config.frame_rate, refused)
 
 
@@ -310,8 +305,8 @@ class Dataset:
             raise DataError(f"{folder} holds a clip of {longest} frames, but the model takes {config.frame_budget}.")
         for number, item in enumerate(self.items, 1):
             try:
-                _check_text(item.text, config)
-            except DiaError as error:
+                encode_text(item.text, max_length=config.encoder.max_length, vocab_size=config.encoder.vocab_size)
+            except TextError as error:
                 raise DataError(f"Line {number} of {folder}/items.jsonl: {error}") from None
 
     @property
@@ -330,13 +325,6 @@ class Dataset:
     def rows(self, item: Item) -> int:
         """Rows of the grid that predict a clip: its frames, EOS, and the delay of the last channel."""
         return item.frames + 1 + self.config.max_delay
-
-
-def _check_text(text: str, config: DiaConfig) -> None:
-    """Raises DiaError if the model cannot read a script."""
-    highest = encode_text(text, max_length=config.encoder.max_length).max()
-    if highest >= config.encoder.vocab_size:
-        raise DataError(f"The script holds the byte {highest}, but the model knows {config.encoder.vocab_size}.")
 
 
 def rows_bucket(rows: int) -> int:

@@ -9,7 +9,6 @@ import dataclasses
 import functools
 import hashlib
 import itertools
-import math
 import os
 import shutil
 import time
@@ -44,7 +43,7 @@ from dia_jax.text import encode_text
 from dia_jax.training.data import BatchSettings, Dataset, batches
 from dia_jax.training.lora import add_lora, write_adapter
 from dia_jax.training.loss import LossSettings, loss
-from dia_jax.training.run import RunFolder, TrainingError, means
+from dia_jax.training.run import RunFolder, TrainingError, check_numbers, means
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,10 +99,7 @@ class TrainSettings:
                 raise TrainingError(f"{name} is {getattr(self, name)}; it must not be negative.")
         if not 0 <= self.ema_decay < 1:
             raise TrainingError(f"ema_decay is {self.ema_decay}; it must lie in 0 .. 1.")
-        if not (math.isfinite(self.learning_rate) and self.learning_rate >= 0):
-            raise TrainingError(f"learning_rate is {self.learning_rate}; it must be a number from 0 up.")
-        if not 0 <= self.seed < 2**32:
-            raise TrainingError(f"seed is {self.seed}; it must be a whole number from 0 to {2**32 - 1}.")
+        check_numbers(self.learning_rate, self.seed)
         if self.dtype not in DTYPES:
             raise TrainingError(f"dtype is {self.dtype!r}; it must be one of {', '.join(DTYPES)}.")
 
@@ -370,8 +366,6 @@ def train(
         raise TrainingError("Adapters need a model to stand beside; name a checkpoint as the base.")
     if checkpoint is not None and checkpoint.quantize:
         raise TrainingError(f"{base} is stored in {checkpoint.quantize}; train from one that is not.")
-    if checkpoint is not None and checkpoint.path.resolve().is_relative_to(Path(run).resolve()):
-        raise TrainingError(f"{base} lies in the run's own folder; name another folder for the run.")
     mesh = make_mesh(settings.fsdp)
     dataset = Dataset(data, config)
     held_out = None if validation is None else Dataset(validation, config)
@@ -380,7 +374,7 @@ def train(
         if each is not None and each != dataset.codec:
             raise TrainingError(f"{data} was prepared with another codec than {name}; prepare it with that one.")
     for text in sample_texts:
-        encode_text(text, max_length=config.encoder.max_length)
+        encode_text(text, max_length=config.encoder.max_length, vocab_size=config.encoder.vocab_size)
 
     program, trained, frozen = make_program(config, settings)
     frozen = frozen_weights(config, settings, frozen, mesh, checkpoint)
@@ -389,7 +383,7 @@ def train(
     what |= {"model": config.to_json(), "data": dataset.digest}
     if settings.lora_rank:
         what["base"] = _digest(frozen)
-    folder = RunFolder(run, what, devices=mesh.size)
+    folder = RunFolder(run, what, None if checkpoint is None else checkpoint.path, devices=mesh.size)
     if folder.first["devices"] % mesh.size:
         raise TrainingError(
             f"{run} began on {folder.first['devices']} devices, over which its batches are made up; {mesh.size} cannot "

@@ -11,6 +11,7 @@ model and no data.
 
 import contextlib
 import json
+import math
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -21,11 +22,19 @@ import numpy as np
 from orbax.checkpoint import v1 as ocp
 
 from dia_jax.config import DiaError
-from dia_jax.files import new_file
+from dia_jax.files import new_file, write_whole
 
 
 class TrainingError(DiaError):
     """A run that cannot begin or go on; the message says why."""
+
+
+def check_numbers(learning_rate: float, seed: int) -> None:
+    """Raises TrainingError if a run cannot be made with these."""
+    if not (math.isfinite(learning_rate) and learning_rate >= 0):
+        raise TrainingError(f"learning_rate is {learning_rate}; it must be a number from 0 up.")
+    if not 0 <= seed < 2**32:
+        raise TrainingError(f"seed is {seed}; it must be a whole number from 0 to {2**32 - 1}.")
 
 
 class RunFolder:
@@ -34,14 +43,17 @@ class RunFolder:
     Args:
         path: of the folder.
         what: what the run is, as JSON: what must be the same when it is gone on with.
+        base: the checkpoint that it begins with, which must lie elsewhere; None for random weights.
         first: of the beginning, which stays so whatever it is afterwards; attribute `first` holds it.
 
     Raises:
         TrainingError: it holds another run or other things, or cannot be written.
     """
 
-    def __init__(self, path: str | os.PathLike, what: dict[str, Any], **first: Any):
+    def __init__(self, path: str | os.PathLike, what: dict[str, Any], base: Path | None = None, **first: Any):
         self.path, self.first = Path(path).absolute(), first
+        if base is not None and base.resolve().is_relative_to(self.path.resolve()):
+            raise TrainingError(f"{base} lies in the run's own folder; name another folder for the run.")
         what = json.loads(json.dumps(what))
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -59,7 +71,7 @@ class RunFolder:
                     raise TrainingError(f"{path} is another run: {'; '.join(different)}. Name a new folder.")
                 self.first = {name: before.get(name, value) for name, value in first.items()}
             if _is_first():
-                _write_whole(settings, json.dumps(what | self.first, indent=2) + "\n")
+                write_whole(settings, json.dumps(what | self.first, indent=2) + "\n")
         except OSError as error:
             raise TrainingError(f"Cannot write {path}: {error.strerror}.") from None
         except json.JSONDecodeError:
@@ -88,7 +100,7 @@ class RunFolder:
         path = self.path / "metrics.jsonl"
         if path.exists() and _is_first():
             whole = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
-            _write_whole(path, "".join(line for line in whole if json.loads(line)["step"] <= step))
+            write_whole(path, "".join(line for line in whole if json.loads(line)["step"] <= step))
 
     def note(self, step: int, **values: Any) -> None:
         """Appends a line to the metrics.
@@ -138,8 +150,3 @@ def _names(folder: Path) -> list[str]:
 def _is_first() -> bool:
     """Of several processes one writes."""
     return jax.process_index() == 0
-
-
-def _write_whole(path: Path, text: str) -> None:
-    with new_file(path) as temporary:
-        temporary.write_text(text)
