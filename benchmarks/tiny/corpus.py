@@ -8,6 +8,7 @@ DAC's own encoder, as they will be for whoever brings one. Writes prepared folde
 import dataclasses
 import multiprocessing
 import random
+from collections.abc import Callable
 from pathlib import Path
 
 import codec
@@ -25,6 +26,8 @@ HELD_OUT = 7919
 SHORT = 15
 """Bytes: what fits, with its tag, into the smallest batch of the trainer."""
 KNOWN = frozenset(vocabulary.words())
+BYTE = np.zeros(speech.FRAMES_PER_BYTE * speech.HOP, np.float32)
+"""What a tag's or a mark's time sounds like."""
 PITCHES = 9
 """At which each voice speaks prompts, its own the middle one."""
 
@@ -53,15 +56,16 @@ def split(sentence: str) -> list[str]:
 
 def say(sentence: str, voice: speech.Voice) -> np.ndarray:
     """Samples of a sentence behind its speaker's tag."""
-    quiet = np.zeros(speech.FRAMES_PER_BYTE * speech.HOP, np.float32)
-    parts = [quiet if part in speech.MARKS else _word(part, voice) for part in split(sentence)]
-    return np.concatenate([quiet, quiet, *parts])
+    return _lay(sentence, BYTE, lambda word: _word(word, voice))
 
 
 def encode(values: dict[str, np.ndarray], sentence: str, voice: speech.Voice) -> np.ndarray:
     """Codes of a sentence behind its speaker's tag, int16 [T, C], as the training set has them."""
-    quiet = codec.encode(values, np.zeros(speech.FRAMES_PER_BYTE * speech.HOP, np.float32))
-    parts = [quiet if part in speech.MARKS else codec.encode(values, _word(part, voice)) for part in split(sentence)]
+    return _lay(sentence, codec.encode(values, BYTE), lambda word: codec.encode(values, _word(word, voice)))
+
+
+def _lay(sentence: str, quiet: np.ndarray, spoken: Callable[[str], np.ndarray]) -> np.ndarray:
+    parts = [quiet if part in speech.MARKS else spoken(part) for part in split(sentence)]
     return np.concatenate([quiet, quiet, *parts])
 
 
@@ -76,7 +80,8 @@ def build_codec() -> tuple[nnx.GraphDef, nnx.State]:
 
 
 def speak(values: dict[str, np.ndarray], module: tuple[nnx.GraphDef[dac.Dac], nnx.State]) -> Codes:
-    """Every word in every voice, and for prompts at pitches up to 8 % beside it, named "alto 0", ...; and the sounds.
+    """Every word in every voice, and the sounds. For prompts also at pitches up to 8 % beside the voice's, named
+    "alto 0", ..., and as it sounds when a recording of what was learnt is given back, "alto again".
 
     Args:
         values: the codec's parameters by path, for `codec.encode`.
@@ -87,15 +92,17 @@ def speak(values: dict[str, np.ndarray], module: tuple[nnx.GraphDef[dac.Dac], nn
         for voice in speech.VOICES.values()
         for i, part in enumerate(np.linspace(-0.08, 0.08, PITCHES))
     }
-    byte = np.zeros(speech.FRAMES_PER_BYTE * speech.HOP, np.float32)
-    samples = {"": byte} | {f"({name})": sound for name, sound in speech.sounds().items()}
+    samples = {"": BYTE} | {f"({name})": sound for name, sound in speech.sounds().items()}
     found: Codes = {"": {name: codec.encode(values, sound) for name, sound in samples.items()}}
-    found |= {name: {} for name in speech.VOICES} | {name: {"": _given(module, byte)} for name in beside}
+    found |= {name: {} for name in speech.VOICES} | {name: {"": _given(module, BYTE)} for name in beside}
+    found |= {f"{name} again": {"": _given(module, BYTE)} for name in speech.VOICES}
     jobs = [(values, word, beside) for word in vocabulary.words()]
     with multiprocessing.get_context("fork").Pool() as pool:
         for word, own, given in tqdm(pool.imap(_spoken, jobs, chunksize=4), total=len(jobs), desc="speaking"):
             for name, codes in own.items():
                 found[name][word] = codes
+                again = dac.decode_codes(module, codes.astype(np.int32), config=codec.CONFIG, window=64)
+                found[f"{name} again"][word] = _given(module, again)
             for name, each in given.items():
                 found[name][word] = _given(module, each)
     return found
@@ -117,26 +124,28 @@ def _given(module: tuple[nnx.GraphDef[dac.Dac], nnx.State], samples: np.ndarray)
 def write(target: Path, codes: Codes, *, items: int, seed: int, short: float) -> None:
     """Strings of one to three words, as many as `short` says; else one to three turns, prompts to continue, and sounds.
 
-    Half of the sentences have sense, half have none.
+    Half of the sentences have sense, half have none. A third of those that follow another are strings of its words, so
+    that a place in a script is not to be found by the last words alone.
     """
     rng, grammar, kept = random.Random(seed), vocabulary.Grammar(seed), set(held_out(1000))
     sounds = [name for name in codes[""] if name]
+    heard = [*range(PITCHES), *["again"] * (PITCHES // 3)]
 
-    def sentence(kind: str) -> str:
-        while True:
-            if kind == "short":
-                text = grammar.string(1, 3)
-                if len(text) <= SHORT:
-                    return text
-            else:
-                text = grammar.string(1, 8) if rng.random() < 0.5 else grammar.sentence()
-                if text not in kept:
-                    return text
+    def few_words() -> str:
+        text = grammar.string(1, 3)
+        return text if len(text) <= SHORT else few_words()
+
+    def sentence(before: list[str]) -> str:
+        if before and rng.random() < 1 / 3:
+            text = grammar.string(1, 8, before)
+        else:
+            text = grammar.string(1, 8) if rng.random() < 0.5 else grammar.sentence()
+        return text if text not in kept else sentence(before)
 
     with Writer(target, codec.CONFIG) as writer:
         for _ in tqdm(range(items), desc="composing"):
             tag = rng.choice([1, 2])
-            kind = "short" if rng.random() < short else rng.choices(["one", "turns", "prompt"], [2, 3, 5])[0]
+            kind = "short" if rng.random() < short else rng.choices(["one", "turns", "prompt"], [1, 4, 5])[0]
             cast, turns, prompt = {1: "alto", 2: "bass"}, [tag], 0
             if kind == "turns":
                 turns = [tag, 3 - tag, tag][: rng.choice([2, 2, 2, 3])]
@@ -146,11 +155,13 @@ def write(target: Path, codes: Codes, *, items: int, seed: int, short: float) ->
                     cast = {1: "bass", 2: "alto"}
                 turns = [tag, tag] if rng.random() < 0.8 else [tag, 3 - tag]
             text: list[str] = []
+            before: list[str] = []
             said: list[np.ndarray] = []
             for number, turn in enumerate(turns):
                 given = kind == "prompt" and number == 0
-                words = sentence(kind)
-                voice = f"{cast[turn]} {rng.randrange(PITCHES)}" if given else cast[turn]
+                words = few_words() if kind == "short" else sentence(before)
+                before = [part for part in split(words) if part not in speech.MARKS]
+                voice = f"{cast[turn]} {rng.choice(heard)}" if given else cast[turn]
                 quiet = codes[voice if given else ""][""]
                 if number == 0 or turn != turns[0] or rng.random() < 0.5:
                     text.append(f"[S{turn}]")

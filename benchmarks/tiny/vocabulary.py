@@ -6,6 +6,7 @@ left out.
 """
 
 import random
+from collections.abc import Sequence
 
 
 def _words(*lines: str) -> list[str]:
@@ -69,9 +70,9 @@ class Grammar:
         text = make()
         return text[0].upper() + text[1:]
 
-    def string(self, fewest: int, most: int) -> str:
-        """So many words without."""
-        text = " ".join(self.random.choices(self.words, k=self.random.randint(fewest, most)))
+    def string(self, fewest: int, most: int, words: Sequence[str] = ()) -> str:
+        """So many words without, of these if any are given."""
+        text = " ".join(self.random.choices(words or self.words, k=self.random.randint(fewest, most)))
         return text[0].upper() + text[1:] + self.random.choice("...?!")
 
     def _pick(self, *groups: list[str]) -> str:
