@@ -13,6 +13,7 @@ Writing goes to a temporary name beside the target and is renamed when all is th
 
 import contextlib
 import dataclasses
+import hashlib
 import json
 import logging
 import math
@@ -95,6 +96,16 @@ class Checkpoint:
     def quantize(self) -> Quantize | None:
         """ "int8" if the kernels are stored so, which only our own layout does."""
         return "int8" if self.kind == "dia" and any(name.endswith(".scale") for name in self.tensors) else None
+
+    def digest(self) -> str:
+        """Tells these weights from others in the same layout: by names, shapes, all vectors and the smallest matrix."""
+        whole = hashlib.sha256()
+        smallest = min((t.nbytes, name) for name, t in self.tensors.items() if len(t.shape) > 1)[1]
+        for name, tensor in sorted(self.tensors.items()):
+            whole.update(f"{name} {tensor.shape} {tensor.dtype}".encode())
+            if len(tensor.shape) == 1 or name == smallest:
+                whole.update(tensor.read().tobytes())
+        return whole.hexdigest()[:16]
 
 
 # --- Reading files ---------------------------------------------------------------------------------------------------

@@ -34,6 +34,11 @@ def write_whole(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
+def visible(folder: Path) -> set[str]:
+    """Names in a folder, but for those with a dot in front: our temporary files, and what systems leave."""
+    return {name for name in os.listdir(folder) if not name.startswith(".")}
+
+
 def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)

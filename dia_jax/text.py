@@ -1,4 +1,4 @@
-"""What a script may contain and how it becomes byte tokens. Knows no model; the length limit is handed in.
+"""What a script may contain and how it becomes byte tokens. Knows no model; its limits are handed in.
 
 A script is UTF-8; `[S1]` and `[S2]` become the bytes 1 and 2; 0 is padding (nari-labs/dia, `Dia._encode_text`).
 """

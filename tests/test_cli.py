@@ -276,8 +276,10 @@ def test_from_recordings_to_an_adapter_that_speaks(small: Path, tmp_path: Path, 
 
 
 def test_train_codec_from_the_command_line(small: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
-    soundfile.write(tmp_path / "a.wav", 0.3 * np.sin(np.arange(44_100) * 0.03), 44_100)
-    command = ["train-codec", str(tmp_path / "run"), str(tmp_path), "--base", str(small / "dac"), "--decoder-only"]
+    (tmp_path / "recordings").mkdir()
+    soundfile.write(tmp_path / "recordings" / "a.wav", 0.3 * np.sin(np.arange(44_100) * 0.03), 44_100)
+    command = ["train-codec", str(tmp_path / "run"), str(tmp_path / "recordings"), "--base", str(small / "dac")]
+    command += ["--decoder-only"]
     assert run([*command, "--steps", "1", "--clips", "1", "--frames", "8", "--quiet"]) == 0
     assert generate(small, TEXT, "-o", tmp_path / "x.wav", "--codec", tmp_path / "run" / "codec") == 0
     assert run([*command, "--clips", "0"]) == 2

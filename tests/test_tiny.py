@@ -7,11 +7,14 @@ import pytest
 import soundfile
 import torch
 import transformers
+from flax import nnx
 
 import dia_jax
 from dia_jax import Dia, save_params
 from dia_jax.__main__ import run
 from dia_jax.text import encode_text
+from dia_jax.training.data import Dataset, Writer, make_batch
+from dia_jax.training.loss import LossSettings, loss
 
 from conftest import reference_generate
 
@@ -54,17 +57,22 @@ def test_two_voices_speak_and_end(tiny: Dia):
     assert pitch(clips[1]) == pytest.approx(86.1, rel=0.03)
 
 
-def test_what_it_says_is_what_is_written(tiny: Dia):
-    """The codes of one sentence have little in common with those of another of the same length."""
-    one, two, again = tiny.generate_codes(
-        [f"[S1] {SENTENCE}", "[S1] My clever sister sold your purple bottle after breakfast.", f"[S1] {SENTENCE}"],
-        seed=[1, 1, 2],
-        max_tokens=600,
-    )
-    frames = min(map(len, (one, two, again)))
-    same = np.mean(one[:frames, 0] == again[:frames, 0])
-    other = np.mean(one[:frames, 0] == two[:frames, 0])
-    assert same > other + 0.3
+def test_it_says_what_is_written(tiny: Dia, tmp_path: Path):
+    """What the teacher said is likelier with its own script than with the other one's, which is as long.
+
+    tiny_said.npz: `corpus.encode` (benchmarks/tiny) of two sentences outside the training set, in the voice of [S1].
+    """
+    assert tiny.codec is not None
+    with np.load(Path(__file__).parent / "tiny_said.npz") as said, Writer(tmp_path, tiny.codec.config) as writer:
+        for text, codes in said.items():
+            writer.add(codes, f"[S1] {text}")
+    dataset = Dataset(tmp_path, tiny.config)
+    batch = make_batch(dataset, dataset.items)
+    other = batch | {"text": batch["text"][::-1]}
+    assert np.array_equal(batch["text_mask"][0], batch["text_mask"][1])
+    model = nnx.merge(tiny.graphdef, tiny.params)
+    right, wrong = (float(loss(model, each, LossSettings())[1]["channels"][0]) for each in (batch, other))
+    assert wrong > right + 0.5
 
 
 def test_transformers_says_the_same(tiny: Dia, tmp_path: Path):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +18,7 @@ from dia_jax.training.codec import (
     MEL_SCALES,
     CodecSettings,
     CodecState,
+    find_recordings,
     magnitudes,
     make_transform,
     mel_bands,
@@ -122,6 +124,12 @@ def test_a_run_learns_goes_on_and_what_it_made_loads(recordings, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, one, two)
     with pytest.raises(TrainingError, match="clips was 2 and is 3"):
         train_codec(tmp_path / "parts", recordings, dataclasses.replace(settings, clips=3), base=CONFIG)
+    (tmp_path / "others").mkdir()
+    shutil.copy(recordings / "0.wav", tmp_path / "others")
+    with pytest.raises(TrainingError, match="recordings was"):
+        train_codec(tmp_path / "parts", tmp_path / "others", settings, base=CONFIG)
+    with pytest.raises(TrainingError, match="taken for recordings"):
+        train_codec(tmp_path / "others" / "run", tmp_path / "others", settings, base=CONFIG)
 
 
 def test_decoder_only_leaves_the_codes_as_they_are(recordings, tmp_path):
@@ -137,11 +145,11 @@ def test_decoder_only_leaves_the_codes_as_they_are(recordings, tmp_path):
 def test_recordings_that_cannot_be_read_are_told(recordings, tmp_path):
     (tmp_path / "x.wav").write_bytes(b"no sound")
     with pytest.raises(DataError, match=r"x\.wav is not a readable"):
-        stretches(tmp_path, CONFIG, SETTINGS)
+        find_recordings(tmp_path)
     soundfile.write(tmp_path / "x.wav", np.zeros(0), 44_100)
     with pytest.raises(DataError, match="holds no sample"):
-        stretches(tmp_path, CONFIG, SETTINGS)
+        find_recordings(tmp_path)
     with pytest.raises(TrainingError, match="seed is -1"):
         dataclasses.replace(SETTINGS, seed=-1)
-    one = next(stretches(recordings, CONFIG, SETTINGS, start=3))
+    one = next(stretches(find_recordings(recordings), CONFIG, SETTINGS, start=3))
     assert one.shape == (2, 256 * 8)

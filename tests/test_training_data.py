@@ -38,7 +38,7 @@ def tone(seconds: float, rate: int = 44_100) -> np.ndarray:
 
 @pytest.fixture
 def recordings(tmp_path):
-    """Two clips that can be used and six that cannot."""
+    """Two clips that can be used and seven that cannot."""
     folder = tmp_path / "recordings"
     folder.mkdir()
     for name, text, samples, rate in (
@@ -46,12 +46,14 @@ def recordings(tmp_path):
         ("b", "[S2] Two.", tone(0.5, 16_000), 16_000),
         ("no-tag", "Three.", tone(0.3), 44_100),
         ("no-text", None, tone(0.3), 44_100),
+        ("folder", None, tone(0.3), 44_100),
         ("silent", "[S1] Four.", np.zeros(4000), 44_100),
         ("long", "[S1] Five.", tone(36, 8000), 8000),
     ):
         soundfile.write(folder / f"{name}.wav", samples, rate)
         if text is not None:
             (folder / f"{name}.txt").write_text(text)
+    (folder / "folder.txt").mkdir()
     (folder / "broken.wav").write_bytes(b"no sound")
     (folder / "broken.txt").write_text("[S1] Six.")
     soundfile.write(folder / "latin.wav", tone(0.3), 44_100)
@@ -66,13 +68,22 @@ def test_prepare_keeps_what_can_be_used_and_says_why_not(recordings, tmp_path, c
     assert summary.kept == 2
     assert summary.seconds == pytest.approx(0.8, abs=0.02)
     reasons = {path.split("/")[-1]: reason for path, reason in summary.refused}
-    assert set(reasons) == {"no-tag.wav", "no-text.wav", "silent.wav", "long.wav", "broken.wav", "latin.wav"}
+    assert set(reasons) == {
+        "no-tag.wav",
+        "no-text.wav",
+        "folder.wav",
+        "silent.wav",
+        "long.wav",
+        "broken.wav",
+        "latin.wav",
+    }
     assert "no transcript" in reasons["no-text.wav"]
+    assert "no transcript" in reasons["folder.wav"]
     assert "speaker tag" in reasons["no-tag.wav"]
     assert "36.0 s" in reasons["long.wav"]
     assert "UTF-8" in reasons["latin.wav"]
     told = [json.loads(line)["source"] for line in (tmp_path / "data" / "refused.jsonl").read_text().splitlines()]
-    assert len(told) == 6
+    assert len(told) == 7
     samples = soundfile.read(recordings / "a.wav", dtype="float32")[0]
     expected = dac.encode_samples(codec.module, samples, config=codec.config)
     np.testing.assert_array_equal(dataset.codes[: dataset.items[0].frames], expected)
@@ -95,6 +106,12 @@ def test_prepare_goes_on_where_it_was_killed(recordings, tmp_path, codec):
 def test_a_recording_counts_once(recordings, tmp_path, codec, monkeypatch):
     prepare(recordings, tmp_path / "data", codec)
     monkeypatch.chdir(tmp_path)
+    prepare("recordings", tmp_path / "relative", codec)
+    monkeypatch.chdir(recordings)
+    again = prepare(".", tmp_path / "relative", codec)
+    assert again.kept == 2
+    assert len(again.refused) == 7
+    monkeypatch.chdir(tmp_path)
     (recordings / "a.txt").write_text("[S1] Another.")
     summary = prepare("recordings", tmp_path / "data", codec)
     assert summary.kept == 2
@@ -107,9 +124,10 @@ def test_manifest(tmp_path):
     assert read_manifest(manifest) == [{"path": str(tmp_path / "x.wav"), "text": "[S1] Hi.", "voice": "anna"}]
     manifest.write_text('\ufeff{"path": "x.wav", "text": "[S1] Oh\u2028hi."}\n')
     assert [clip["text"] for clip in read_manifest(manifest)] == ["[S1] Oh\u2028hi."]
-    manifest.write_text('{"text": "[S1] Hi."}\n')
-    with pytest.raises(DataError, match="Line 1"):
-        read_manifest(manifest)
+    for line in ('{"text": "[S1] Hi."}', '{"path": "a\\u0000.wav", "text": "[S1] Hi."}', '{"path": 3}'):
+        manifest.write_text(line)
+        with pytest.raises(DataError, match="Line 1"):
+            read_manifest(manifest)
     with pytest.raises(DataError, match="no manifest"):
         read_manifest(tmp_path / "nothing")
     (tmp_path / "empty").mkdir()
@@ -185,12 +203,15 @@ def test_history_is_hidden_in_stretches_and_never_the_prompt(folder):
         heard, learnt = batch["heard"], batch["learnt"][..., 0]
         prompts = learnt.argmax(axis=1)
         for row, prompt in zip(heard, prompts, strict=True):
-            assert row[: prompt + 1].all()  # row 0 is BOS
-            changes = np.diff(np.flatnonzero(np.diff(row[prompt + 1 :])))
+            # Row 0 is BOS, and a prompt's last codes come by their delay later.
+            given = 1 + (prompt + SMALL_DIA.max_delay if prompt else 0)
+            assert row[:given].all()
+            changes = np.diff(np.flatnonzero(np.diff(row[given:])))
             assert (changes % HIDDEN_ROWS == 0).all()
         shown.append(heard.mean())
     assert 0.65 < np.mean(shown) < 0.85  # 0.7, and what is always given
-    assert all(next(batches(dataset, BatchSettings(rows=512)))["heard"].all() for _ in range(3))
+    stream = batches(dataset, BatchSettings(rows=512))
+    assert all(next(stream)["heard"].all() for _ in range(3))
 
 
 def test_batches_are_multiples_of_the_devices(folder):
@@ -221,6 +242,8 @@ def test_what_is_no_data_is_told(folder, tmp_path):
         Dataset(folder, other)
     with pytest.raises(DataError, match="another codec"):
         Writer(folder, DacConfig(encoder_size=2))
+    with pytest.raises(DataError, match="another codec"):
+        Writer(folder, SMALL_DAC, "made by other weights")
     few = dataclasses.replace(SMALL_DIA, encoder=dataclasses.replace(SMALL_DIA.encoder, max_length=4))
     with pytest.raises(DataError, match=r"Line 1 of .* takes 4"):
         Dataset(folder, few)
@@ -230,6 +253,9 @@ def test_what_is_no_data_is_told(folder, tmp_path):
     with pytest.raises(DataError, match="shorter"):
         Dataset(folder, SMALL_DIA)
     (tmp_path / "full").mkdir()
+    (tmp_path / "full" / ".dataset.x.json").write_text("")  # left by a kill
+    Writer(tmp_path / "full", SMALL_DAC).__exit__()
+    (tmp_path / "full" / "dataset.json").unlink()
     (tmp_path / "full" / "x").write_text("")
     with pytest.raises(DataError, match="not empty"):
         Writer(tmp_path / "full", SMALL_DAC)

@@ -2,6 +2,7 @@
 
     pip install -e '.[train]' -r benchmarks/tiny/requirements.txt
     python benchmarks/tiny/train.py WORK
+    python benchmarks/tiny/train.py WORK --base dia_jax/tiny --steps 4000   # goes on from the voice that ships
 
 Computes the codec, lets the teacher speak, composes dialogues, trains, and writes WORK/voice. WORK may be
 carried to another machine at any time; all that is done stays done.
@@ -31,11 +32,16 @@ def main() -> None:
     parser.add_argument("work", type=Path, help="folder for all that is made on the way: 1 GB")
     parser.add_argument("--steps", type=int, default=10_000, help="updates on dialogues, one a second")
     parser.add_argument("--short-steps", type=int, default=1000, help="and before, on strings of one to three words")
+    parser.add_argument(
+        "--base", type=Path, help="a voice to go on with, as dia_jax/tiny, and its codec; made anew if none"
+    )
     parser.add_argument("--items", type=int, default=40_000, help="strings and dialogues that are made of them")
     options = parser.parse_args()
     work = options.work
     work.mkdir(parents=True, exist_ok=True)
     jax.config.update("jax_compilation_cache_dir", str(work / "compiled"))
+    if options.base and not (work / "codec").exists():
+        shutil.copytree(options.base / "dac", work / "codec")
     if not (work / "codec").exists():
         save_params(work / "codec", codec.CONFIG, corpus.build_codec()[1])
     graphdef, params = load_params(open_checkpoint(work / "codec"))
@@ -49,11 +55,11 @@ def main() -> None:
         corpus.write(part / "train", spoken, items=options.items, seed=2, short=0.4)
         corpus.write(part / "validation", spoken, items=400, seed=3, short=0.0)
         part.rename(data)
-    if not (work / "start").exists():
+    if not options.base and not (work / "start").exists():
         save_params(work / "start", model.CONFIG, model.initial(values))
     # In a short string a place can be counted to, so half of what was said can be hidden, and words are read; through a
     # dialogue that cannot be, and what is hidden is a word or two between others.
-    begun = train(
+    begun = options.base or train(
         work / "run-short",
         data / "short",
         model.settings(options.short_steps, history_dropout=0.5),

@@ -10,6 +10,8 @@ Knows recordings, the codec's layers and the run's folder; knows no Dia.
 
 import dataclasses
 import functools
+import hashlib
+import json
 import os
 import time
 from collections.abc import Iterator
@@ -43,7 +45,7 @@ QUIETEST = 1e-5
 
 @dataclasses.dataclass(frozen=True)
 class CodecSettings:
-    """A run. Changing any of these but `steps` and the intervals makes another run of it.
+    """A run. Changing any of these but those in `FREE` makes another run of it.
 
     Attributes:
         steps: updates of the weights, in all.
@@ -260,23 +262,32 @@ def _whole(x: jax.Array) -> jax.Array:
 # --- The run ---------------------------------------------------------------------------------------------------------
 
 
-def stretches(source: str | os.PathLike, config: DacConfig, settings: CodecSettings, *, start: int = 0) -> Iterator:
-    """Endless batches float32 [clips, frames * hop] of random stretches of recordings; batch i follows from the seed.
+def find_recordings(source: str | os.PathLike) -> list[tuple[str, float]]:
+    """Paths and seconds of what a manifest or a folder names.
 
     Raises:
-        DataError: the source names no recording that can be read.
+        DataError: the source names no recording, or one that cannot be read.
     """
-    paths = [clip["path"] for clip in read_manifest(source)]
-    lengths, wanted = [], settings.frames * config.hop
-    for path in paths:
+    found = []
+    for clip in read_manifest(source):
         try:
-            info = soundfile.info(path)
+            info = soundfile.info(clip["path"])
             if not info.frames:
                 raise OSError("it holds no sample")
-            lengths.append(info.frames / info.samplerate)
+            found.append((clip["path"], info.frames / info.samplerate))
         except (soundfile.LibsndfileError, OSError, TypeError) as error:
-            raise DataError(f"{path} is not a readable audio file ({error}); take it out of {source}.") from None
-    shares = np.asarray(lengths) / sum(lengths)
+            raise DataError(
+                f"{clip['path']} is not a readable audio file ({error}); take it out of {source}."
+            ) from None
+    return found
+
+
+def stretches(
+    recordings: list[tuple[str, float]], config: DacConfig, settings: CodecSettings, *, start: int = 0
+) -> Iterator[np.ndarray]:
+    """Endless batches float32 [clips, frames * hop] of random stretches; batch i follows from the seed."""
+    paths, lengths = zip(*recordings, strict=True)
+    wanted, shares = settings.frames * config.hop, np.asarray(lengths) / sum(lengths)
 
     def read(path: str, length: float, place: float) -> np.ndarray:
         with soundfile.SoundFile(path) as file:
@@ -297,6 +308,13 @@ def stretches(source: str | os.PathLike, config: DacConfig, settings: CodecSetti
     return iter(stream.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=8)))
 
 
+def _digest(recordings: list[tuple[str, float]]) -> str:
+    """Tells recordings from others, wherever they lie: by names and lengths."""
+    return hashlib.sha256(json.dumps([(Path(path).name, length) for path, length in recordings]).encode()).hexdigest()[
+        :16
+    ]
+
+
 def train_codec(
     run: str | os.PathLike,
     source: str | os.PathLike,
@@ -308,7 +326,7 @@ def train_codec(
     """Trains a codec, from the beginning or from where the run's folder stands.
 
     Args:
-        run: its folder.
+        run: its folder, outside of the source.
         source: recordings, see `data.read_manifest`; transcripts are not needed.
         settings: of the run.
         base: the checkpoint to begin with; or the config of a codec to be trained from random weights.
@@ -326,8 +344,13 @@ def train_codec(
         raise TrainingError(f"{base} holds Dia, not a DAC codec.")
     if jax.process_count() > 1:
         raise TrainingError(f"A codec is trained by one process, and here are {jax.process_count()}.")
+    if Path(source).is_dir() and Path(run).resolve().is_relative_to(Path(source).resolve()):
+        raise TrainingError(f"{run} lies in {source}, where its samples would be taken for recordings; name another.")
+    recordings = find_recordings(source)
     what = {name: value for name, value in dataclasses.asdict(settings).items() if name not in FREE}
-    folder = RunFolder(run, what | {"codec": config.to_json()}, None if checkpoint is None else checkpoint.path)
+    what |= {"codec": config.to_json(), "base": checkpoint and checkpoint.digest()}
+    what["recordings"] = _digest(recordings)
+    folder = RunFolder(run, what, None if checkpoint is None else checkpoint.path)
     graphdef, params = random_params(config, seed=settings.seed) if checkpoint is None else load_params(checkpoint)
     transform = make_transform(settings)
     usage = jnp.ones((config.num_codebooks, config.codebook_size)) * settings.clips * settings.frames
@@ -338,7 +361,7 @@ def train_codec(
         state = folder.restore(manager, like) or state
         first = int(state.step)
         folder.forget_after(first)
-        stream = stretches(source, config, settings, start=first)
+        stream = stretches(recordings, config, settings, start=first)
         noted: list[dict[str, jax.Array]] = []
         began = time.monotonic()
         for number in tqdm(range(first + 1, settings.steps + 1), desc="training", disable=not progress):

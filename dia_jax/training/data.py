@@ -1,8 +1,8 @@
 """Training data: recordings and transcripts to codes on disk, and from there to batches.
 
 A prepared folder holds `codes.bin` (int16 [frames, C], clip behind clip), `items.jsonl` (a line a clip: text, voice,
-where its codes stand) and `dataset.json` (the codec that made them). A clip counts when its line is whole and its codes
-are there, so that a run that is killed goes on where it was.
+where its codes stand) and `dataset.json` (the codec that made them: its config, and a digest of what encodes in it). A
+clip counts when its line is whole and its codes are there, so that a run that is killed goes on where it was.
 
 Knows files, text and the codec; knows no model but the token ids and delays in its config. Which clips stand in batch
 i, and in what order, follows from the seed and i alone: nothing else needs to be remembered to go on with a run.
@@ -29,7 +29,7 @@ from dia_jax.audio import read_audio
 from dia_jax.config import ConfigError, DacConfig, DiaConfig, DiaError, read_json
 from dia_jax.decode import bucket
 from dia_jax.delay import apply_delay
-from dia_jax.files import write_whole
+from dia_jax.files import visible, write_whole
 from dia_jax.pipeline import Codec
 from dia_jax.text import TextError, encode_text
 
@@ -52,7 +52,7 @@ class Item:
         text: its script.
         first, frames: where its codes stand in `codes.bin`, in frames.
         voice: who speaks, if that was told.
-        source: what it was made of.
+        source: the path of what it was made of, absolute.
         prompt: frames at its beginning that are a voice prompt, which is given and not learnt.
         starts: the frame at which each byte of the encoded script begins to be heard, if that is known.
     """
@@ -69,21 +69,27 @@ class Item:
 class Writer:
     """Appends clips to a prepared folder, new or begun before; a context manager.
 
+    Args:
+        folder: its path.
+        codec: what the codes are made for.
+        encoder: the `encoder_digest` of what makes them, if they are made by a codec's encoder.
+
     Raises:
         DataError: the folder holds other things, is damaged, or has codes of another codec.
     """
 
-    def __init__(self, folder: str | os.PathLike, codec: DacConfig):
+    def __init__(self, folder: str | os.PathLike, codec: DacConfig, encoder: str | None = None):
         self.folder, self.codec = Path(folder), codec
         lines, codes = self.folder / "items.jsonl", self.folder / "codes.bin"
+        header = {"codec": codec.to_json(), "encoder": encoder}
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             if not (self.folder / "dataset.json").exists():
-                if any(self.folder.iterdir()):
+                if visible(self.folder):
                     raise DataError(f"{folder} is not empty and no prepared data; name a new folder.")
-                write_whole(self.folder / "dataset.json", json.dumps({"codec": codec.to_json()}, indent=2) + "\n")
-            before, items = _read_folder(self.folder)
-            if before != codec:
+                write_whole(self.folder / "dataset.json", json.dumps(header, indent=2) + "\n")
+            *before, items = _read_folder(self.folder)
+            if before != [codec, encoder]:
                 raise DataError(f"{folder} was prepared with another codec; name a new folder.")
             # What stands behind the last whole clip was being written when a run ended.
             there = codes.stat().st_size // (codec.num_codebooks * 2) if codes.exists() else 0
@@ -120,15 +126,25 @@ def _to_line(item: Item) -> str:
     return json.dumps({name: value for name, value in dataclasses.asdict(item).items() if value is not None}) + "\n"
 
 
-def _read_folder(folder: Path) -> tuple[DacConfig, list[Item]]:
-    """The codec, and the clips whose lines are whole.
+def encoder_digest(codec: Codec) -> str:
+    """Tells codecs apart whose codes differ: by all weights of encoder and quantizer."""
+    whole = hashlib.sha256()
+    for part in ("encoder", "quantizer"):
+        for value in jax.tree.leaves(codec.params[part]):
+            whole.update(np.asarray(value).tobytes())
+    return whole.hexdigest()[:16]
+
+
+def _read_folder(folder: Path) -> tuple[DacConfig, str | None, list[Item]]:
+    """The codec, the digest of its encoder, and the clips whose lines are whole.
 
     Raises:
         DataError: they cannot be read.
     """
     path, items = folder / "items.jsonl", []
     try:
-        codec = DacConfig.from_json(read_json(folder / "dataset.json").get("codec"))
+        header = read_json(folder / "dataset.json")
+        codec = DacConfig.from_json(header.get("codec"))
         for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else ():
             if line.endswith("\n"):
                 fields = json.loads(line)
@@ -136,7 +152,7 @@ def _read_folder(folder: Path) -> tuple[DacConfig, list[Item]]:
                 items.append(Item(**fields | {"starts": None if starts is None else tuple(starts)}))
     except (ConfigError, ValueError, TypeError, AttributeError) as error:
         raise DataError(f"{folder} is damaged ({error}); prepare into a new folder.") from None
-    return codec, items
+    return codec, header.get("encoder"), items
 
 
 # --- Preparing -------------------------------------------------------------------------------------------------------
@@ -172,17 +188,24 @@ def read_manifest(source: str | os.PathLike) -> list[dict[str, Any]]:
         found = sorted(path for path in source.rglob("*") if path.suffix.lower() in AUDIO_SUFFIXES)
         clips: list[dict[str, Any]] = []
         for path in found:
-            transcript = path.with_suffix(".txt")
-            text = _read_text(transcript).strip() if transcript.exists() else None
+            try:
+                text = _read_text(path.with_suffix(".txt")).strip()
+            except OSError:  # there is none, or it is not ours to read
+                text = None
             clips.append({"path": str(path), "text": text})
     elif source.is_file():
         clips = []
-        for number, line in enumerate(_read_text(source).split("\n"), 1):
+        try:
+            lines = _read_text(source).split("\n")
+        except OSError as error:
+            raise DataError(f"Cannot read {source}: {error.strerror}.") from None
+        for number, line in enumerate(lines, 1):
             if not line.strip():
                 continue
             try:
                 clip = json.loads(line)
                 clips.append(clip | {"path": str(source.parent / clip["path"])})
+                os.path.realpath(clips[-1]["path"])  # a ValueError where no path can be so
             except (ValueError, TypeError, KeyError):
                 raise DataError(f'Line {number} of {source} is no JSON object with "path" and "text".') from None
     else:
@@ -233,7 +256,7 @@ def prepare(
     def read(clip: dict[str, Any]) -> np.ndarray | DiaError:
         try:
             if not isinstance(clip.get("text"), str):
-                raise DataError("It has no transcript.")
+                raise DataError("It has no transcript that can be read.")
             encode_text(clip["text"], max_length=config.encoder.max_length, vocab_size=config.encoder.vocab_size)
             samples = read_audio(clip["path"], rate=rate)
             if -(-len(samples) // codec.config.hop) > limit:
@@ -244,8 +267,8 @@ def prepare(
             return error
 
     refused = []
-    with Writer(target, codec.config) as writer, ThreadPoolExecutor(workers) as pool:
-        done: dict[str, Any] = {os.path.realpath(i.source): i.text for i in writer.items if i.source}
+    with Writer(target, codec.config, encoder_digest(codec)) as writer, ThreadPoolExecutor(workers) as pool:
+        done: dict[str, Any] = {item.source: item.text for item in writer.items if item.source}
         left = []
         for clip in clips:
             path = os.path.realpath(clip["path"])
@@ -265,7 +288,7 @@ def prepare(
                 refused.append((clip["path"], str(samples)))
             else:
                 codes = dac.encode_samples(codec.module, samples, config=codec.config)
-                writer.add(codes, clip["text"], voice=clip.get("voice"), source=clip["path"])
+                writer.add(codes, clip["text"], voice=clip.get("voice"), source=os.path.realpath(clip["path"]))
             bar.update()
         bar.close()
         lines = "".join(json.dumps({"source": path, "reason": reason}) + "\n" for path, reason in refused)
@@ -287,7 +310,7 @@ class Dataset:
         self.folder, self.config = Path(folder), config
         if not (self.folder / "dataset.json").exists():
             raise DataError(f"{folder} is no prepared data; make some with: dia-jax prepare")
-        self.codec, self.items = _read_folder(self.folder)
+        self.codec, self.encoder, self.items = _read_folder(self.folder)
         channels = self.codec.num_codebooks
         if (channels, self.codec.codebook_size) != (config.decoder.num_channels, config.eos_token_id):
             raise DataError(
@@ -309,10 +332,9 @@ class Dataset:
             except TextError as error:
                 raise DataError(f"Line {number} of {folder}/items.jsonl: {error}") from None
 
-    @property
-    def seconds(self) -> float:
-        """Of audio."""
-        return sum(item.frames for item in self.items) / self.codec.frame_rate
+    def made_by(self, codec: Codec) -> bool:
+        """Whether these are the codes that a codec decodes, as far as the folder tells."""
+        return codec.config == self.codec and self.encoder in (None, encoder_digest(codec))
 
     @functools.cached_property
     def digest(self) -> str:
@@ -398,7 +420,9 @@ class _Batches:
         stretches = rng.random((len(items), rows // HIDDEN_ROWS + 2)) >= shares[:, None]
         offsets = rng.integers(HIDDEN_ROWS, size=len(items))
         kept = np.stack([np.repeat(s, HIDDEN_ROWS)[o : o + rows] for s, o in zip(stretches, offsets, strict=True)])
-        given = np.arange(rows) <= np.asarray(prompts)[:, None]
+        # A prompt is heard whole: its last codes stand in the rows behind it, by their delays.
+        ends = np.asarray([prompt + self.dataset.config.max_delay if prompt else 0 for prompt in prompts])
+        given = np.arange(rows) <= ends[:, None]
         return batch | {"text": np.where(hidden[:, None], 0, batch["text"]), "heard": kept | given}
 
 

@@ -7,7 +7,6 @@ if nothing had been. Knows the loss, the batches and the run's folder, into whic
 
 import dataclasses
 import functools
-import hashlib
 import itertools
 import os
 import shutil
@@ -38,17 +37,17 @@ from dia_jax.checkpoint import (
 )
 from dia_jax.config import DiaConfig
 from dia_jax.model import DiaModel
-from dia_jax.pipeline import Codec, Dia
+from dia_jax.pipeline import Codec, Dia, load_codec_from
 from dia_jax.text import encode_text
 from dia_jax.training.data import BatchSettings, Dataset, batches
-from dia_jax.training.lora import add_lora, write_adapter
+from dia_jax.training.lora import add_lora, initial_adapters, write_adapter
 from dia_jax.training.loss import LossSettings, loss
 from dia_jax.training.run import RunFolder, TrainingError, check_numbers, means
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainSettings:
-    """A run. Changing any of these but `steps`, the intervals and `fsdp` makes another run of it.
+    """A run. Changing any of these makes another run of it, but for `FREE` and `loss.remat`.
 
     Attributes:
         steps: updates of the weights, in all.
@@ -182,10 +181,14 @@ class Program:
 
 
 def schedule(settings: TrainSettings) -> optax.Schedule:
-    """Linear to the highest learning rate, then a cosine to a tenth of it."""
+    """Linear to the highest learning rate, then a cosine to a tenth of it, which the last update has.
+
+    By updates made before: optax begins at 0, and so the first update would be none.
+    """
     high = settings.learning_rate
     warm = min(settings.warmup_steps, settings.steps - 1)
-    return optax.warmup_cosine_decay_schedule(0.0 if warm else high, high, warm, settings.steps, high / 10)
+    rates = optax.warmup_cosine_decay_schedule(0.0 if warm else high, high, warm, settings.steps, high / 10)
+    return lambda made: rates(made + 1)
 
 
 def make_program(config: DiaConfig, settings: TrainSettings) -> tuple[Program, Any, Any]:
@@ -194,7 +197,7 @@ def make_program(config: DiaConfig, settings: TrainSettings) -> tuple[Program, A
     def make() -> DiaModel:
         model = DiaModel(config, dtype=DTYPES[settings.dtype], rngs=nnx.Rngs(0))
         if settings.lora_rank:
-            add_lora(model, rank=settings.lora_rank, alpha=settings.lora_alpha, rngs=nnx.Rngs(0))
+            add_lora(model, rank=settings.lora_rank, alpha=settings.lora_alpha)
         return model
 
     wanted = nnx.LoRAParam if settings.lora_rank else nnx.Param
@@ -370,25 +373,23 @@ def train(
     dataset = Dataset(data, config)
     held_out = None if validation is None else Dataset(validation, config)
     own = None if checkpoint is None else codec_beside(checkpoint.path)
-    for name, each in ((own, own and open_checkpoint(own).config), ("the one for samples", codec and codec.config)):
-        if each is not None and each != dataset.codec:
+    for name, each in ((own, load_codec_from(own) if own else None), ("the one for samples", codec)):
+        if each and not dataset.made_by(each):
             raise TrainingError(f"{data} was prepared with another codec than {name}; prepare it with that one.")
     for text in sample_texts:
         encode_text(text, max_length=config.encoder.max_length, vocab_size=config.encoder.vocab_size)
 
-    program, trained, frozen = make_program(config, settings)
-    frozen = frozen_weights(config, settings, frozen, mesh, checkpoint)
     what: dict[str, Any] = {name: value for name, value in dataclasses.asdict(settings).items() if name not in FREE}
     what["loss"].pop("remat")  # costs time or memory, and changes nothing else
-    what |= {"model": config.to_json(), "data": dataset.digest}
-    if settings.lora_rank:
-        what["base"] = _digest(frozen)
+    what |= {"model": config.to_json(), "data": dataset.digest, "base": checkpoint and checkpoint.digest()}
     folder = RunFolder(run, what, None if checkpoint is None else checkpoint.path, devices=mesh.size)
     if folder.first["devices"] % mesh.size:
         raise TrainingError(
             f"{run} began on {folder.first['devices']} devices, over which its batches are made up; {mesh.size} cannot "
             "share them. Go on with a number that divides it."
         )
+    program, trained, frozen = make_program(config, settings)
+    frozen = frozen_weights(config, settings, frozen, mesh, checkpoint)
     with folder.checkpoints(settings.keep) as manager:
         state = folder.restore(manager, abstract_state(program, trained, mesh))
         if state is None:
@@ -403,7 +404,7 @@ def initial_weights(
 ) -> nnx.State:
     """What a run begins with: the checkpoint's weights, or random ones; or adapters that change nothing yet."""
     if settings.lora_rank:
-        return _initial_adapters(trained, settings.seed)
+        return initial_adapters(trained, settings.seed)
     return _weights(config, settings, "float32", checkpoint)
 
 
@@ -421,16 +422,6 @@ def _weights(config: DiaConfig, settings: TrainSettings, dtype: str, checkpoint:
     if checkpoint is None:
         return random_weights(config, settings.seed, dtype)
     return load_params(checkpoint, dtype=dtype)[1]
-
-
-def _digest(weights: nnx.State) -> str:
-    """Tells these weights from others, by a few of each array."""
-
-    @jax.jit
-    def few(weights: nnx.State) -> list[jax.Array]:
-        return [x[(0,) * (x.ndim - 1)][:8].astype(jnp.float32) for x in jax.tree.leaves(weights)]
-
-    return hashlib.sha256(b"".join(np.asarray(x).tobytes() for x in few(weights))).hexdigest()[:16]
 
 
 def random_weights(config: DiaConfig, seed: int, dtype: str) -> nnx.State:
@@ -461,20 +452,6 @@ def _below_adapters(weights: nnx.State, frozen: nnx.State) -> nnx.State:
         for path, value in nnx.to_flat_state(frozen)
     ]
     return nnx.from_flat_state(flat)
-
-
-def _initial_adapters(abstract: nnx.State, seed: int) -> nnx.State:
-    """a normal with deviation 1 / sqrt(inputs), b zero."""
-    rng = np.random.default_rng(seed)
-
-    def draw(path: tuple, value: Any) -> jax.Array:
-        shape = value.shape
-        noise = rng.standard_normal(shape, np.float32) * shape[1] ** -0.5 if path[-1] == "a" else np.zeros(shape)
-        return jnp.asarray(noise, jnp.float32)
-
-    return nnx.from_flat_state(
-        [(path, value.replace(draw(path, value))) for path, value in nnx.to_flat_state(abstract)]
-    )
 
 
 @dataclasses.dataclass

@@ -6,6 +6,7 @@ business of `checkpoint.load_params`.
 
 import json
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,13 +18,13 @@ from dia_jax.model import DiaModel, Linear
 
 
 class LoraLinear(nnx.Module):
-    """base(x) + alpha / rank * b a x, with a [rank, in] and b [out, rank] in float32; b is 0 at the beginning."""
+    """base(x) + alpha / rank * b a x, with a [rank, in] and b [out, rank] in float32, zero until drawn or read."""
 
-    def __init__(self, base: Linear, rank: int, alpha: float, *, rngs: nnx.Rngs):
+    def __init__(self, base: Linear, rank: int, alpha: float):
         outputs, inputs = base.weight.shape
         self.base = base
         self.gain = alpha / rank
-        self.a = nnx.LoRAParam(jax.random.normal(rngs.params(), (rank, inputs), jnp.float32) * inputs**-0.5)
+        self.a = nnx.LoRAParam(jnp.zeros((rank, inputs), jnp.float32))
         self.b = nnx.LoRAParam(jnp.zeros((outputs, rank), jnp.float32))
 
     @property
@@ -36,13 +37,32 @@ class LoraLinear(nnx.Module):
         return self.base(x) + self.gain * added
 
 
-def add_lora(model: DiaModel, *, rank: int, alpha: float, rngs: nnx.Rngs) -> None:
+def add_lora(model: DiaModel, *, rank: int, alpha: float) -> None:
     """Puts an adapter beside every kernel of the layers, in place; embeddings, norms and logits have none."""
     for stack in (model.encoder, model.decoder):
         for _, module in list(nnx.iter_modules(stack.layers)):
             for name, child in list(vars(module).items()):
                 if isinstance(child, Linear):
-                    setattr(module, name, LoraLinear(child, rank, alpha, rngs=rngs))
+                    setattr(module, name, LoraLinear(child, rank, alpha))
+
+
+def initial_adapters(abstract: nnx.State, seed: int) -> nnx.State:
+    """Adapters that change nothing yet: a normal with deviation 1 / sqrt(inputs), b zero.
+
+    Args:
+        abstract: the shapes of the `nnx.LoRAParam`s of a model after `add_lora`.
+        seed: of a.
+    """
+    rng = np.random.default_rng(seed)
+
+    def draw(path: tuple, value: Any) -> jax.Array:
+        shape = value.shape
+        noise = rng.standard_normal(shape, np.float32) * shape[1] ** -0.5 if path[-1] == "a" else np.zeros(shape)
+        return jnp.asarray(noise, jnp.float32)
+
+    return nnx.from_flat_state(
+        [(path, value.replace(draw(path, value))) for path, value in nnx.to_flat_state(abstract)]
+    )
 
 
 def write_adapter(folder: Path, adapter: nnx.State, *, rank: int, alpha: float) -> None:

@@ -22,7 +22,7 @@ import numpy as np
 from orbax.checkpoint import v1 as ocp
 
 from dia_jax.config import DiaError
-from dia_jax.files import new_file, write_whole
+from dia_jax.files import new_file, visible, write_whole
 
 
 class TrainingError(DiaError):
@@ -35,6 +35,10 @@ def check_numbers(learning_rate: float, seed: int) -> None:
         raise TrainingError(f"learning_rate is {learning_rate}; it must be a number from 0 up.")
     if not 0 <= seed < 2**32:
         raise TrainingError(f"seed is {seed}; it must be a whole number from 0 to {2**32 - 1}.")
+
+
+MADE = frozenset({"model", "adapter", "codec"})
+"""Folders in which a run leaves what it made."""
 
 
 class RunFolder:
@@ -57,19 +61,20 @@ class RunFolder:
         what = json.loads(json.dumps(what))
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            settings = self.path / "settings.json"
-            if not settings.exists() and any(not name.startswith(".") for name in os.listdir(self.path)):
-                raise TrainingError(f"{path} is not empty and no run; name a new folder.")
-            if any(name.isdigit() for name in _names(self.path / "checkpoints")):
-                before = json.loads(settings.read_text())
-                different = [
-                    f"{name} was {before.get(name)!r} and is {value!r}"
-                    for name, value in what.items()
-                    if before.get(name) != value
-                ]
-                if different:
-                    raise TrainingError(f"{path} is another run: {'; '.join(different)}. Name a new folder.")
+            settings, names = self.path / "settings.json", visible(self.path)
+            before = json.loads(settings.read_text()) if "settings.json" in names else {}
+            if names and not (isinstance(before, dict) and what.keys() <= before.keys()):
+                raise TrainingError(f"{path} is not empty and no run of this kind; name a new folder.")
+            if "checkpoints" in names and any(name.isdigit() for name in os.listdir(self.path / "checkpoints")):
+                changed = [name for name in what if before[name] != what[name]]
+                if changed:
+                    told = "; ".join(f"{name} was {before[name]!r} and is {what[name]!r}" for name in changed)
+                    raise TrainingError(f"{path} is another run: {told}. Name a new folder.")
                 self.first = {name: before.get(name, value) for name, value in first.items()}
+            elif names & MADE:
+                raise TrainingError(
+                    f"{path} holds what a run made, but none of its checkpoints to go on from; name a new folder."
+                )
             if _is_first():
                 write_whole(settings, json.dumps(what | self.first, indent=2) + "\n")
         except OSError as error:
@@ -106,18 +111,20 @@ class RunFolder:
         """Appends a line to the metrics.
 
         Raises:
-            TrainingError: the loss is no number any more.
+            TrainingError: the loss is no number any more, or the gradients are none, by which the weights are lost.
         """
         if _is_first():
             with open(self.path / "metrics.jsonl", "a") as file:
                 file.write(json.dumps({"step": step} | values) + "\n")
-        if not np.isfinite(values.get("loss", 0.0)):
-            raise TrainingError(
-                f"The loss is {values['loss']} at step {step}; begin a new run with a lower learning rate."
-            )
+        for name in ("loss", "gradient_norm"):
+            if not np.isfinite(values.get(name, 0.0)):
+                raise TrainingError(
+                    f"The {name.replace('_', ' ')} is {values[name]} at step {step}; begin a new run with a "
+                    "lower learning rate."
+                )
 
     def picture(self, names: Sequence[str], *, unit: str) -> None:
-        """Draws `loss.png`: these metrics over the steps, as far as they are noted; of a list its first value."""
+        """Draws `loss.png`: these metrics over the steps, as far as they are noted; of a list the first value."""
         if not _is_first():
             return
         from matplotlib.figure import Figure
@@ -128,9 +135,10 @@ class RunFolder:
         axes = figure.subplots()
         axes.set(xlabel="step", ylabel=unit, yscale="log", title=self.path.name)
         for name in names:
-            points = [(line["step"], np.ravel(line[name])[0]) for line in lines if name in line]
+            points = [(line["step"], line[name]) for line in lines if name in line]
             if points:
-                axes.plot(*zip(*points, strict=True), label=name.replace("_", " "))
+                label = name.replace("_", " ") + (" 0" if isinstance(points[0][1], list) else "")
+                axes.plot([step for step, _ in points], [np.ravel(value)[0] for _, value in points], label=label)
         axes.grid(alpha=0.3)
         if axes.lines:
             axes.legend()
@@ -141,10 +149,6 @@ class RunFolder:
 def means(noted: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """The mean of each value over the steps, ready for JSON."""
     return {name: np.mean([np.asarray(each[name]) for each in noted], axis=0).round(5).tolist() for name in noted[0]}
-
-
-def _names(folder: Path) -> list[str]:
-    return os.listdir(folder) if folder.is_dir() else []
 
 
 def _is_first() -> bool:
