@@ -103,11 +103,12 @@ def median_pitch(samples: np.ndarray) -> float:
 def words_and_endings(speak: Speaker, texts: list[str], seeds: range) -> dict[str, Any]:
     """Word error rates, and whether clips end where they should."""
     scripts = [f"[S{1 + i % 2}] {text}" for i, text in enumerate(texts)]
+    wanted = [len(clip) for clip in teacher(scripts, 0, [])]
     rates, lengths, silent = [], [], []
     for seed in seeds:
         clips = speak(scripts, seed, [])
         rates.append(error_rate(scripts, clips))
-        lengths += [len(clip) / len(said) for clip, said in zip(clips, teacher(scripts, seed, []), strict=True)]
+        lengths += [len(clip) / length for clip, length in zip(clips, wanted, strict=True)]
         silent += [ears.ends_in_silence(clip) for clip in clips]
     return {
         "word error rate": float(np.mean(rates)),
@@ -151,7 +152,7 @@ def prompt_followed(speak: Speaker, texts: list[str], seeds: range) -> dict[str,
         clips = speak(scripts, seed, voices)
         asked = zip(clips, voices, others, strict=True)
         right.append([ears.nearer(median_pitch(clip), voice.pitch, other.pitch) for clip, voice, other in asked])
-        rates.append(error_rate([f"[S{turns(script)[1][0]}] {turns(script)[1][1]}" for script in scripts], clips))
+        rates.append(error_rate(texts[1::2], clips))
     return {
         "prompt followed": float(np.mean(right)),
         "prompt followed under the other voice's tag": float(np.mean(np.array(right)[:, ~np.array(usual)])),

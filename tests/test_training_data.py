@@ -254,7 +254,8 @@ def test_what_is_no_data_is_told(folder, tmp_path):
         Dataset(folder, SMALL_DIA)
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / ".dataset.x.json").write_text("")  # left by a kill
-    Writer(tmp_path / "full", SMALL_DAC).__exit__()
+    with Writer(tmp_path / "full", SMALL_DAC):
+        pass
     (tmp_path / "full" / "dataset.json").unlink()
     (tmp_path / "full" / "x").write_text("")
     with pytest.raises(DataError, match="not empty"):

@@ -94,8 +94,9 @@ def speak(values: dict[str, np.ndarray], module: tuple[nnx.GraphDef[dac.Dac], nn
     }
     samples = {"": BYTE} | {f"({name})": sound for name, sound in speech.sounds().items()}
     found: Codes = {"": {name: codec.encode(values, sound) for name, sound in samples.items()}}
-    found |= {name: {} for name in speech.VOICES} | {name: {"": _given(module, BYTE)} for name in beside}
-    found |= {f"{name} again": {"": _given(module, BYTE)} for name in speech.VOICES}
+    quiet = _given(module, BYTE)
+    found |= {name: {} for name in speech.VOICES} | {name: {"": quiet} for name in beside}
+    found |= {f"{name} again": {"": quiet} for name in speech.VOICES}
     jobs = [(values, word, beside) for word in vocabulary.words()]
     with multiprocessing.get_context("fork").Pool() as pool:
         for word, own, given in tqdm(pool.imap(_spoken, jobs, chunksize=4), total=len(jobs), desc="speaking"):

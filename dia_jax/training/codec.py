@@ -310,9 +310,8 @@ def stretches(
 
 def _digest(recordings: list[tuple[str, float]]) -> str:
     """Tells recordings from others, wherever they lie: by names and lengths."""
-    return hashlib.sha256(json.dumps([(Path(path).name, length) for path, length in recordings]).encode()).hexdigest()[
-        :16
-    ]
+    told = json.dumps([(Path(path).name, length) for path, length in recordings])
+    return hashlib.sha256(told.encode()).hexdigest()[:16]
 
 
 def train_codec(
