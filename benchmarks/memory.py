@@ -40,7 +40,7 @@ print(before, status("VmHWM"), sum(sizes), max(sizes))
 WRITER = """
 import sys
 from dia_jax import DiaConfig, save_params
-from dia_jax.small import SMALL_DIA, random_params
+from dia_jax.untrained import SMALL_DIA, random_params
 config = SMALL_DIA if sys.argv[3] == "small" else DiaConfig()
 save_params(sys.argv[1], config, random_params(config)[1], layout=sys.argv[2])
 """

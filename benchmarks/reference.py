@@ -22,7 +22,7 @@ import torch
 from common import table
 
 from dia_jax import Dia, save_params
-from dia_jax.small import SMALL_DIA, random_params
+from dia_jax.untrained import SMALL_DIA, random_params
 
 TEXTS = ("[S1] Hello there friend. [S2] Hi.", "[S2] Another one, longer than before. (laughs) [S1] Yes.")
 

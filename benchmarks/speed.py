@@ -40,7 +40,7 @@ from dia_jax import Codec, Dia, DiaConfig, SamplingSettings, dac
 from dia_jax.config import DacConfig
 from dia_jax.decode import decode_chunk, prefill
 from dia_jax.pipeline import check_settings
-from dia_jax.small import random_params
+from dia_jax.untrained import random_params
 from dia_jax.text import encode_text
 
 FRAME_RATE = 44_100 / 512

@@ -25,7 +25,7 @@ from parity import configs
 
 from dia_jax import DiaConfig, convert, save_params
 from dia_jax.config import DacConfig
-from dia_jax.small import random_params
+from dia_jax.untrained import random_params
 
 CHILD = """
 import itertools, json, sys, time

@@ -42,7 +42,7 @@ from dia_jax import DiaConfig, SamplingSettings
 from dia_jax.checkpoint import abstract_params
 from dia_jax.decode import DecodeState, decode_chunk
 from dia_jax.model import KV
-from dia_jax.small import SMALL_DIA
+from dia_jax.untrained import SMALL_DIA
 
 TOPOLOGIES = {"v5e": "v5e:2x2", "v4": "v4:2x2x1", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2"}
 MEMORY_GB = {"v5e": 16, "v4": 32, "v5p": 95, "v6e": 32}

@@ -29,7 +29,7 @@ import jax.numpy as jnp
 from jax.experimental import topologies
 
 from dia_jax import DiaConfig
-from dia_jax.small import SMALL_DIA
+from dia_jax.untrained import SMALL_DIA
 from dia_jax.training.loop import (
     TrainSettings,
     abstract_state,

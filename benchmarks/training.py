@@ -23,7 +23,7 @@ import numpy as np
 from common import RESULTS, machine, table, write_results
 
 from dia_jax import DiaConfig
-from dia_jax.small import SMALL_DIA
+from dia_jax.untrained import SMALL_DIA
 from dia_jax.training.loop import (
     TrainSettings,
     compile_step,

@@ -1,4 +1,4 @@
-"""The command line, `dia-jax`: generate, convert, prepare, train, train-codec, info, make-small.
+"""The command line, `dia-jax`: generate, convert, prepare, train, train-codec, info, make-untrained.
 
 Turns arguments into calls of the library, and its errors into one sentence and an exit code: 0 done, 1 failed,
 2 something handed in cannot be used, 130 interrupted. The only place that touches jax's configuration (the cache of
@@ -348,14 +348,14 @@ class Info:
 
 
 @dataclasses.dataclass(frozen=True)
-class MakeSmall:
+class MakeUntrained:
     """Make a small checkpoint with random weights, for trying things out.
 
     It makes noise, not speech; its files are laid out as those on the hub.
 
     Try:
 
-    dia-jax make-small small/
+    dia-jax make-untrained small/
     """
 
     target: Positional[Path]
@@ -370,9 +370,9 @@ class MakeSmall:
     """Of the random weights."""
 
     def run(self) -> None:
-        from dia_jax.small import make_small
+        from dia_jax.untrained import make_untrained
 
-        make_small(self.target, layout=self.layout, dac_layout=self.dac_layout, variant=self.variant, seed=self.seed)
+        make_untrained(self.target, layout=self.layout, dac_layout=self.dac_layout, variant=self.variant, seed=self.seed)
         print(f"{self.target}: a small Dia and DAC with random weights; they make noise, not speech.")
 
 
@@ -629,7 +629,7 @@ COMMANDS: dict[str, Any] = {
     "train": Train,
     "train-codec": TrainCodec,
     "info": Info,
-    "make-small": MakeSmall,
+    "make-untrained": MakeUntrained,
 }
 
 

@@ -10,7 +10,7 @@ from transformers.models.dia.processing_dia import DiaProcessor
 
 from dia_jax import Dia
 from dia_jax.checkpoint import load_params, open_checkpoint
-from dia_jax.small import make_small
+from dia_jax.untrained import make_untrained
 
 transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
@@ -104,9 +104,9 @@ def load_module(folder: Path) -> tuple:
 
 @pytest.fixture(scope="session")
 def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The small checkpoint that `dia-jax make-small` writes."""
+    """The small checkpoint that `dia-jax make-untrained` writes."""
     folder = tmp_path_factory.mktemp("checkpoint") / "small"
-    make_small(folder)
+    make_untrained(folder)
     return folder
 
 

@@ -15,7 +15,7 @@ from safetensors.numpy import load_file, save_file
 
 from dia_jax import CheckpointError, ConfigError, Dia, convert, load_params, open_checkpoint, save_params
 from dia_jax import checkpoint as checkpoint_module
-from dia_jax.small import SMALL_DAC, SMALL_DIA, make_small, random_params
+from dia_jax.untrained import SMALL_DAC, SMALL_DIA, make_untrained, random_params
 
 from conftest import load_module
 
@@ -39,7 +39,7 @@ def assert_same(one: nnx.State, other: nnx.State) -> None:
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("layouts")
     for i, layout in enumerate(DIA_LAYOUTS):
-        make_small(root / layout, layout=layout, dac_layout=DAC_LAYOUTS[i % 3])
+        make_untrained(root / layout, layout=layout, dac_layout=DAC_LAYOUTS[i % 3])
     return {layout: root / layout for layout in DIA_LAYOUTS}
 
 
@@ -103,7 +103,7 @@ def test_sharded(folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_v01_stays_v01(tmp_path: Path):
-    make_small(tmp_path / "a", layout="reference", variant="v0.1")
+    make_untrained(tmp_path / "a", layout="reference", variant="v0.1")
     assert "model" in json.loads((tmp_path / "a" / "config.json").read_text())
     for step, layout in (("b", "transformers"), ("c", "orbax"), ("d", "reference-pth")):
         convert(tmp_path / chr(ord(step) - 1), tmp_path / step, layout=layout, verify=True)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from dia_jax import dac
 from dia_jax.config import DacConfig
-from dia_jax.small import SMALL_DAC, random_params
+from dia_jax.untrained import SMALL_DAC, random_params
 
 from conftest import load_module
 

@@ -10,7 +10,7 @@ import pytest
 from dia_jax import Dia
 from dia_jax.config import SamplingSettings
 from dia_jax.decode import Clip, bucket, decode_chunk, prefill
-from dia_jax.small import SMALL_DIA, random_params
+from dia_jax.untrained import SMALL_DIA, random_params
 from dia_jax.text import encode_text
 
 TEXTS = ["[S1] One. [S2] Two.", "[S2] " + "A much longer script. " * 12, "[S1] Three? [S2] (laughs)"]

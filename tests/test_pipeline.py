@@ -13,7 +13,7 @@ import pytest
 import soundfile
 
 from dia_jax import CheckpointError, Dia, DiaError, HubError, SettingError
-from dia_jax.small import make_small
+from dia_jax.untrained import make_untrained
 
 TEXT = "[S1] Hello. [S2] Hi there."
 FEW = {"max_tokens": 12, "seed": 0}
@@ -142,7 +142,7 @@ def test_without_the_codec(small: Path):
 
 
 def test_the_codec_can_be_named(small: Path, tmp_path: Path):
-    make_small(tmp_path / "other", seed=5)
+    make_untrained(tmp_path / "other", seed=5)
     own, other = Dia.from_pretrained(small), Dia.from_pretrained(small, codec=tmp_path / "other" / "dac")
     codes = np.zeros((3, 9), np.int32)
     assert not np.array_equal(own.decode_codes(codes), other.decode_codes(codes))
@@ -218,7 +218,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
     root = tmp_path / "hub"
     dia, codec = root / "nari-labs" / "Dia-1.6B-0626", root / "descript" / "dac_44khz"
-    make_small(tmp_path / "small")
+    make_untrained(tmp_path / "small")
     codec.parent.mkdir(parents=True)
     (tmp_path / "small" / "dac").rename(codec)
     dia.parent.mkdir(parents=True)

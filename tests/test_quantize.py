@@ -8,7 +8,7 @@ from flax import nnx
 
 from dia_jax import CheckpointError, Dia, DiaModel, convert, load_params, open_checkpoint, save_params
 from dia_jax.model import KV, Linear, attend_then_write, quantize_kernel, write_then_attend
-from dia_jax.small import SMALL_DIA, random_params
+from dia_jax.untrained import SMALL_DIA, random_params
 
 
 def test_a_kernel_is_rounded_to_half_a_step():

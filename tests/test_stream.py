@@ -7,7 +7,7 @@ import pytest
 
 from dia_jax import ClipErrors, Dia, DiaError, Interrupted, SettingError, dac, decode
 from dia_jax.decode import decode_chunk
-from dia_jax.small import SMALL_DAC, random_params
+from dia_jax.untrained import SMALL_DAC, random_params
 
 TEXT = "[S1] Hello there. [S2] Hi! (laughs) [S1]"
 LONG = {"max_tokens": 300, "temperature": 1.3}

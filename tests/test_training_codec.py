@@ -13,7 +13,7 @@ from flax import nnx
 
 from dia_jax import load_params, open_checkpoint, save_params
 from dia_jax.config import DacConfig
-from dia_jax.small import random_params
+from dia_jax.untrained import random_params
 from dia_jax.training.codec import (
     MEL_SCALES,
     CodecSettings,

@@ -21,7 +21,7 @@ from orbax.checkpoint import v1 as ocp
 from dia_jax import CheckpointError, Dia, DiaConfig, TextError, convert, load_params, open_checkpoint, save_params
 from dia_jax.config import DecoderConfig, EncoderConfig
 from dia_jax.pipeline import Codec
-from dia_jax.small import SMALL_DAC, random_params
+from dia_jax.untrained import SMALL_DAC, random_params
 from dia_jax.training.data import BatchSettings, Dataset, Writer, encoder_digest, make_batch
 from dia_jax.training.loop import (
     TrainSettings,

@@ -10,7 +10,7 @@ import torch
 from flax import nnx
 
 from dia_jax.checkpoint import load_params, open_checkpoint
-from dia_jax.small import SMALL_DAC, SMALL_DIA, random_params
+from dia_jax.untrained import SMALL_DAC, SMALL_DIA, random_params
 from dia_jax.training.data import Dataset, Writer, make_batch
 from dia_jax.training.loss import LossSettings, forward, loss
 

@@ -32,7 +32,7 @@ from dia_jax.audio import write_audio
 from dia_jax.checkpoint import load_params, new_directory, open_checkpoint, write_params
 from dia_jax.config import DacConfig
 from dia_jax.dac import Dac, Quantizer
-from dia_jax.small import random_params
+from dia_jax.untrained import random_params
 from dia_jax.training.data import DataError, read_manifest
 from dia_jax.training.run import RunFolder, TrainingError, check_numbers, means
 

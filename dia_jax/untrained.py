@@ -71,7 +71,7 @@ def random_params(
     return graphdef, nnx.from_flat_state(flat)
 
 
-def make_small(
+def make_untrained(
     target: str | os.PathLike,
     *,
     layout: Layout = "transformers",
