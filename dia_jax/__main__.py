@@ -372,7 +372,9 @@ class MakeUntrained:
     def run(self) -> None:
         from dia_jax.untrained import make_untrained
 
-        make_untrained(self.target, layout=self.layout, dac_layout=self.dac_layout, variant=self.variant, seed=self.seed)
+        make_untrained(
+            self.target, layout=self.layout, dac_layout=self.dac_layout, variant=self.variant, seed=self.seed
+        )
         print(f"{self.target}: a small Dia and DAC with random weights; they make noise, not speech.")
 
 

@@ -213,7 +213,9 @@ def test_arguments_that_do_not_parse_exit_with_2():
         assert error.value.code == 2
 
 
-@pytest.mark.parametrize("command", ["generate", "convert", "prepare", "train", "train-codec", "info", "make-untrained"])
+@pytest.mark.parametrize(
+    "command", ["generate", "convert", "prepare", "train", "train-codec", "info", "make-untrained"]
+)
 def test_help_teaches_by_example(command: str, capsys: pytest.CaptureFixture):
     with pytest.raises(SystemExit) as error:
         run([command, "--help"])
@@ -222,7 +224,9 @@ def test_help_teaches_by_example(command: str, capsys: pytest.CaptureFixture):
 
 
 def test_the_core_imports_neither_torch_nor_transformers():
-    code = "import sys, dia_jax, dia_jax.__main__, dia_jax.untrained; print({'torch', 'transformers'} & set(sys.modules))"
+    code = (
+        "import sys, dia_jax, dia_jax.__main__, dia_jax.untrained; print({'torch', 'transformers'} & set(sys.modules))"
+    )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "set()"
 
