@@ -25,8 +25,8 @@ from parity import configs
 
 from dia_jax import DiaConfig
 from dia_jax.checkpoint import DTYPES
-from dia_jax.untrained import random_params
 from dia_jax.text import encode_text
+from dia_jax.untrained import random_params
 
 VARIANTS = ("bfloat16", "int8 in float32", "int8 in bfloat16")
 

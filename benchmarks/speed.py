@@ -40,8 +40,8 @@ from dia_jax import Codec, Dia, DiaConfig, SamplingSettings, dac
 from dia_jax.config import DacConfig
 from dia_jax.decode import decode_chunk, prefill
 from dia_jax.pipeline import check_settings
-from dia_jax.untrained import random_params
 from dia_jax.text import encode_text
+from dia_jax.untrained import random_params
 
 FRAME_RATE = 44_100 / 512
 FRAMES = 1008

@@ -29,7 +29,6 @@ import jax.numpy as jnp
 from jax.experimental import topologies
 
 from dia_jax import DiaConfig
-from dia_jax.untrained import SMALL_DIA
 from dia_jax.training.loop import (
     TrainSettings,
     abstract_state,
@@ -40,6 +39,7 @@ from dia_jax.training.loop import (
     shardings,
 )
 from dia_jax.training.loss import LossSettings
+from dia_jax.untrained import SMALL_DIA
 
 SLICES = {"v4-8": "v4:2x2x1", "v5e-4": "v5e:2x2"}
 MEMORY_GB = {"v4-8": 32, "v5e-4": 16}

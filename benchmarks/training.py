@@ -23,7 +23,6 @@ import numpy as np
 from common import RESULTS, machine, table, write_results
 
 from dia_jax import DiaConfig
-from dia_jax.untrained import SMALL_DIA
 from dia_jax.training.loop import (
     TrainSettings,
     compile_step,
@@ -33,6 +32,7 @@ from dia_jax.training.loop import (
     make_mesh,
     make_program,
 )
+from dia_jax.untrained import SMALL_DIA
 
 sys.path.insert(0, str(Path(__file__).parent / "tiny"))
 from model import CONFIG as TINY

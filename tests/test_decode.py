@@ -10,8 +10,8 @@ import pytest
 from dia_jax import Dia
 from dia_jax.config import SamplingSettings
 from dia_jax.decode import Clip, bucket, decode_chunk, prefill
-from dia_jax.untrained import SMALL_DIA, random_params
 from dia_jax.text import encode_text
+from dia_jax.untrained import SMALL_DIA, random_params
 
 TEXTS = ["[S1] One. [S2] Two.", "[S2] " + "A much longer script. " * 12, "[S1] Three? [S2] (laughs)"]
 SETTINGS = {"max_tokens": 60, "temperature": 1.1, "top_p": 0.9}

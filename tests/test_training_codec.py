@@ -13,7 +13,6 @@ from flax import nnx
 
 from dia_jax import load_params, open_checkpoint, save_params
 from dia_jax.config import DacConfig
-from dia_jax.untrained import random_params
 from dia_jax.training.codec import (
     MEL_SCALES,
     CodecSettings,
@@ -30,6 +29,7 @@ from dia_jax.training.codec import (
 )
 from dia_jax.training.data import DataError
 from dia_jax.training.run import TrainingError
+from dia_jax.untrained import random_params
 
 CONFIG = DacConfig(strides=(2, 4), encoder_size=4, decoder_size=16, num_codebooks=3, codebook_size=32, codebook_dim=4)
 SETTINGS = CodecSettings(steps=4, clips=2, frames=256, log_every=2, save_every=2)

@@ -11,7 +11,6 @@ import soundfile
 from dia_jax import dac
 from dia_jax.config import DacConfig
 from dia_jax.pipeline import Codec
-from dia_jax.untrained import SMALL_DAC, SMALL_DIA, random_params
 from dia_jax.training.data import (
     HIDDEN_ROWS,
     BatchSettings,
@@ -24,6 +23,7 @@ from dia_jax.training.data import (
     read_manifest,
     rows_bucket,
 )
+from dia_jax.untrained import SMALL_DAC, SMALL_DIA, random_params
 
 
 @pytest.fixture(scope="module")

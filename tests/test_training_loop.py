@@ -21,7 +21,6 @@ from orbax.checkpoint import v1 as ocp
 from dia_jax import CheckpointError, Dia, DiaConfig, TextError, convert, load_params, open_checkpoint, save_params
 from dia_jax.config import DecoderConfig, EncoderConfig
 from dia_jax.pipeline import Codec
-from dia_jax.untrained import SMALL_DAC, random_params
 from dia_jax.training.data import BatchSettings, Dataset, Writer, encoder_digest, make_batch
 from dia_jax.training.loop import (
     TrainSettings,
@@ -36,6 +35,7 @@ from dia_jax.training.loop import (
 )
 from dia_jax.training.loss import LossSettings
 from dia_jax.training.run import RunFolder, TrainingError
+from dia_jax.untrained import SMALL_DAC, random_params
 
 CONFIG = DiaConfig(
     encoder=EncoderConfig(num_layers=1, hidden_size=32, mlp_size=64, num_heads=2, num_kv_heads=2, head_dim=16),

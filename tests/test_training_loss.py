@@ -10,9 +10,9 @@ import torch
 from flax import nnx
 
 from dia_jax.checkpoint import load_params, open_checkpoint
-from dia_jax.untrained import SMALL_DAC, SMALL_DIA, random_params
 from dia_jax.training.data import Dataset, Writer, make_batch
 from dia_jax.training.loss import LossSettings, forward, loss
+from dia_jax.untrained import SMALL_DAC, SMALL_DIA, random_params
 
 from conftest import reference_config, reference_model
 

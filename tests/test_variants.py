@@ -12,8 +12,8 @@ from plain_dia import PlainDia
 
 from dia_jax import Dia, DiaConfig
 from dia_jax.checkpoint import open_checkpoint, save_params
-from dia_jax.untrained import random_params
 from dia_jax.text import encode_text
+from dia_jax.untrained import random_params
 
 from conftest import reference_config, reference_model
 

@@ -32,9 +32,9 @@ from dia_jax.audio import write_audio
 from dia_jax.checkpoint import load_params, new_directory, open_checkpoint, write_params
 from dia_jax.config import DacConfig
 from dia_jax.dac import Dac, Quantizer
-from dia_jax.untrained import random_params
 from dia_jax.training.data import DataError, read_manifest
 from dia_jax.training.run import RunFolder, TrainingError, check_numbers, means
+from dia_jax.untrained import random_params
 
 MEL_SCALES = ((32, 5), (64, 10), (128, 20), (256, 40), (512, 80), (1024, 160), (2048, 320))
 """Windows, in samples, and the mel bands of each."""
