@@ -409,11 +409,11 @@ class Prepare:
     def run(self) -> None:
         _needs_train_extra()
         from dia_jax.config import DiaConfig, read_json
-        from dia_jax.pipeline import load_codec_from
+        from dia_jax.pipeline import open_codec
         from dia_jax.training.data import prepare
 
         config = None if self.config is None else DiaConfig.from_json(read_json(self.config))
-        codec = load_codec_from(resolve(self.codec), progress=not self.quiet)
+        codec = open_codec(resolve(self.codec), progress=not self.quiet)
         try:
             summary = prepare(
                 self.source, self.target, codec, config=config, workers=self.workers, progress=not self.quiet
@@ -499,7 +499,7 @@ class Train:
         _needs_train_extra()
         from dia_jax.checkpoint import codec_beside
         from dia_jax.config import DiaConfig
-        from dia_jax.pipeline import DEFAULT_CODEC, DEFAULT_REPO, load_codec_from
+        from dia_jax.pipeline import DEFAULT_CODEC, DEFAULT_REPO, open_codec
         from dia_jax.training.data import BatchSettings
         from dia_jax.training.loop import TrainSettings, train
         from dia_jax.training.loss import LossSettings
@@ -528,7 +528,7 @@ class Train:
         codec = None
         if self.sample:
             own = codec_beside(base) if isinstance(base, Path) else None
-            codec = load_codec_from(resolve(self.codec or own or DEFAULT_CODEC), progress=not self.quiet)
+            codec = open_codec(resolve(self.codec or own or DEFAULT_CODEC), progress=not self.quiet)
         try:
             made = train(
                 self.folder,

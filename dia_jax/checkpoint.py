@@ -95,7 +95,7 @@ class Checkpoint:
     @property
     def quantize(self) -> Quantize | None:
         """ "int8" if the kernels are stored so, which only our own layout does."""
-        return "int8" if self.kind == "dia" and any(name.endswith(".scale") for name in self.tensors) else None
+        return "int8" if self.layout == "orbax" and any(t.dtype == "int8" for t in self.tensors.values()) else None
 
     def digest(self) -> str:
         """Tells these weights from others in the same layout: by names, shapes, all vectors and the smallest matrix."""
@@ -438,6 +438,9 @@ def _rules(config: DiaConfig | DacConfig, layout: str, shapes: Mapping[str, tupl
     def rule(path: str, shape: tuple[int, ...]) -> Rule:
         if layout == "orbax":
             return _reshaping(path, shape, shape)
+        for ours in (".scale", ".kernel", ".embedding"):  # flax's names for what PyTorch calls weight
+            if path.endswith(ours):
+                path = path.removesuffix(ours) + ".weight"
         if isinstance(config, DacConfig):
             return _dac_rule(path, shape, layout, config)
         return (_transformers_rule if layout == "transformers" else _reference_rule)(path, shape, config)
@@ -462,7 +465,8 @@ def _transformers_rule(path: str, shape: tuple[int, ...], config: DiaConfig) -> 
         "decoder.embeddings.weight": "model.decoder.embeddings.embed.weight",
     }
     name = "model." + path.replace("mlp.wi_fused.", "mlp.gate_up_proj.").replace("mlp.wo.", "mlp.down_proj.")
-    return _reshaping(names.get(path, name), shape, shape)
+    theirs = (shape[0] * shape[1], *shape[2:]) if path.endswith("wi_fused.weight") else shape
+    return _reshaping(names.get(path, name), shape, theirs)
 
 
 def _reference_rule(path: str, shape: tuple[int, ...], config: DiaConfig) -> Rule:
@@ -477,11 +481,9 @@ def _reference_rule(path: str, shape: tuple[int, ...], config: DiaConfig) -> Rul
     if len(shape) == 1 or path == "encoder.embedding.weight":
         return _reshaping(path, shape, shape)
     # Kernels stand as [in..., out...] there, with heads, channels, gate and up as axes of their own.
-    outputs, inputs = (shape[0],), (shape[1],)
+    outputs, inputs = shape[:-1], shape[-1:]
     if path == "decoder.logits_dense.weight":
         outputs = (dec.num_channels, dec.vocab_size)
-    elif path.endswith(".wi_fused.weight"):
-        outputs = (2, shape[0] // 2)
     elif path.endswith("_proj.weight"):
         head_dim = config.encoder.head_dim if path.startswith("encoder.") else dec.head_dim
         head_dim = dec.cross_head_dim if ".cross_attention." in path else head_dim
@@ -492,8 +494,8 @@ def _reference_rule(path: str, shape: tuple[int, ...], config: DiaConfig) -> Rul
     return Rule(
         (path,),
         inputs + outputs,
-        lambda arrays: arrays[0].reshape(shape[1], shape[0]).T,
-        lambda array: [array.T.reshape(inputs + outputs)],
+        lambda arrays: arrays[0].reshape(shape[-1], -1).T.reshape(shape),
+        lambda array: [array.reshape(-1, shape[-1]).T.reshape(inputs + outputs)],
     )
 
 
@@ -503,8 +505,15 @@ def _dac_rule(path: str, shape: tuple[int, ...], layout: str, config: DacConfig)
         name = _descript_name(name, len(config.strides))
     if path.endswith(".alpha"):
         return _reshaping(name, shape, (1, *shape, 1))
-    if len(shape) == 3:  # ours [width, in, out]; theirs [out, in, width], transposed convolutions [in, out, width]
-        return _transposing(name, shape, (1, 2, 0) if ".conv_t1." in path else (2, 1, 0))
+    if len(shape) == 3 and ".conv_t1." in path:  # ours [width, in, out], the width reversed; theirs [in, out, width]
+        return Rule(
+            (name,),
+            (shape[1], shape[2], shape[0]),
+            lambda arrays: arrays[0].transpose(2, 0, 1)[::-1],
+            lambda array: [array[::-1].transpose(1, 2, 0)],
+        )
+    if len(shape) == 3:  # ours [width, in, out]; theirs [out, in, width]
+        return _transposing(name, shape, (2, 1, 0))
     return _reshaping(name, shape, shape)
 
 
@@ -561,7 +570,7 @@ class Adapter:
         if path not in self.pairs:
             return kernel
         a, b = self.pairs[path]
-        return kernel.astype(np.float32) + np.float32(self.gain) * (b @ a)
+        return kernel.astype(np.float32) + np.float32(self.gain) * (b @ a).reshape(kernel.shape)
 
 
 def open_adapter(folder: str | os.PathLike, wanted: Mapping[str, Any]) -> Adapter:
@@ -587,7 +596,7 @@ def open_adapter(folder: str | os.PathLike, wanted: Mapping[str, Any]) -> Adapte
         fits = path in wanted and b is not None and a.ndim == b.ndim == 2 and a.shape[0] == b.shape[1]
         if (
             not fits
-            or wanted[path].shape != (b.shape[0], a.shape[1])
+            or (math.prod(wanted[path].shape[:-1]), wanted[path].shape[-1]) != (b.shape[0], a.shape[1])
             or not np.isfinite(a).all() & np.isfinite(b).all()
         ):
             raise CheckpointError(f"The adapter {folder} does not go with this model: {name} has no kernel to change.")
@@ -638,8 +647,9 @@ def _read_params(
     checkpoint: Checkpoint, wanted: Mapping[str, Any], *, adapter: Adapter | None = None, progress: bool
 ) -> Iterator[tuple[str, np.ndarray]]:
     """Yields our parameters one by one, in our shapes and dtypes; raises at the end of a bad checkpoint."""
-    rounds = checkpoint.quantize is None and any(path.endswith(".scale") for path in wanted)
-    stored = {path: value.shape for path, value in wanted.items() if not (rounds and path.endswith(".scale"))}
+    scales = {path.removesuffix("weight") + "scale" for path, value in wanted.items() if value.dtype == jnp.int8}
+    rounds = checkpoint.quantize is None and bool(scales)
+    stored = {path: value.shape for path, value in wanted.items() if not (rounds and path in scales)}
     rules = _rules(checkpoint.config, checkpoint.layout, stored)
     tensors, problems = checkpoint.tensors, list(checkpoint.problems)
     expected = {name: rule.shape for rule in rules.values() for name in rule.names}
@@ -792,7 +802,7 @@ def write_params(
         ocp.save(str(folder.absolute() / ORBAX_FOLDER), arrays)
         _write_json(folder / "config.json", config.to_json())
         return
-    if is_dia and any(path.endswith(".scale") for path in values):
+    if is_dia and any(value.dtype == jnp.int8 for value in values.values()):
         raise CheckpointError(f"Layout {layout!r} holds no int8 kernels; write the orbax layout.")
 
     if not isinstance(config, DiaConfig):

@@ -1,16 +1,18 @@
 """The Descript Audio Codec (Kumar et al., 2023): samples to codes and back, as Flax NNX modules.
 
-Knows sizes and weights; knows no Dia. The parameters' paths are those of `descript/dac_44khz` on the hub; activations
-are [B, time, channels] and convolution kernels [width, in, out]. Everything is float32, products included.
+Knows sizes and weights; knows no Dia. The modules' paths are those of `descript/dac_44khz` on the hub; activations are
+[B, time, channels] and convolution kernels [width, in, out]. Everything is float32, products included.
 
 Everything is convolutional with a finite receptive field, so a window of frames with enough context on both sides gives
-exactly what the whole would. `decode_codes` and `encode_samples` build on that: one compiled program a window size,
-whatever the length, in bounded memory. The right end of a clip inside a fixed window is made by zeroing, in front of
-every convolution, what lies behind it; that is what the padding of a convolution over the whole clip would have read.
+exactly what the whole would. `Codec` builds on that: its programs have few shapes, whatever the length, and windows of
+several recordings share a call. The right end of a recording inside a fixed window is made by zeroing, before every
+convolution, what lies after it, which is what the padding of a convolution over the whole recording would have read.
 """
 
+import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,58 +21,53 @@ from flax import nnx
 
 from dia_jax.config import DacConfig
 
-WINDOW_FRAMES = 128
-"""Frames that one call decodes or encodes, context not counted: 1.5 s."""
+WINDOW_SIZES = (8, 32, 128)
+"""Frames that one call decodes, context not counted: a program for each."""
+
+WINDOW = WINDOW_SIZES[-1]
+"""1.5 s."""
+
+BATCH = 4
+"""Windows in a call, where there are so many; otherwise one."""
 
 KERNEL = 7
 DILATIONS = (1, 3, 9)
 
 
-class Conv(nnx.Module):
+_conv_init = jax.nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal", in_axis=(0, 1))
+_transpose_init = jax.nn.initializers.variance_scaling(2.0, "fan_in", "truncated_normal", in_axis=(0, 1))
+
+
+def _conv(in_size: int, out_size: int, width: int, *, stride: int = 1, dilation: int = 1, rngs: nnx.Rngs) -> nnx.Conv:
     """A convolution that keeps the length (odd width, padded by half of it) or divides it by the stride."""
-
-    def __init__(self, in_size: int, out_size: int, width: int, *, stride: int = 1, dilation: int = 1, rngs: nnx.Rngs):
-        self.stride, self.dilation = stride, dilation
-        self.padding = stride // 2 if stride > 1 else (width - 1) * dilation // 2
-        init = jax.nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal", in_axis=(0, 1))
-        self.weight = nnx.Param(init(rngs.params(), (width, in_size, out_size), jnp.float32))
-        self.bias = nnx.Param(jnp.zeros((out_size,), jnp.float32))
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        out = jax.lax.conv_general_dilated(
-            x,
-            self.weight[...],
-            window_strides=(self.stride,),
-            padding=[(self.padding, self.padding)],
-            rhs_dilation=(self.dilation,),
-            dimension_numbers=("NWC", "WIO", "NWC"),
-            precision=jax.lax.Precision.HIGHEST,
-        )
-        return out + self.bias[...]
+    padding = stride // 2 if stride > 1 else (width - 1) * dilation // 2
+    return nnx.Conv(
+        in_size,
+        out_size,
+        (width,),
+        strides=stride,
+        padding=((padding, padding),),
+        kernel_dilation=dilation,
+        precision=jax.lax.Precision.HIGHEST,
+        kernel_init=_conv_init,
+        rngs=rngs,
+    )
 
 
-class ConvTranspose(nnx.Module):
+def _conv_transpose(in_size: int, out_size: int, stride: int, *, rngs: nnx.Rngs) -> nnx.ConvTranspose:
     """The transposed convolution that multiplies the length by an even stride: width 2s, padding s / 2."""
-
-    def __init__(self, in_size: int, out_size: int, stride: int, *, rngs: nnx.Rngs):
-        self.stride = stride
-        init = jax.nn.initializers.variance_scaling(2.0, "fan_in", "truncated_normal", in_axis=(0, 1))
-        self.weight = nnx.Param(init(rngs.params(), (2 * stride, in_size, out_size), jnp.float32))
-        self.bias = nnx.Param(jnp.zeros((out_size,), jnp.float32))
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        width = 2 * self.stride
-        edge = width - 1 - self.stride // 2
-        out = jax.lax.conv_general_dilated(
-            x,
-            self.weight[...][::-1],
-            window_strides=(1,),
-            padding=[(edge, edge)],
-            lhs_dilation=(self.stride,),
-            dimension_numbers=("NWC", "WIO", "NWC"),
-            precision=jax.lax.Precision.HIGHEST,
-        )
-        return out + self.bias[...]
+    width = 2 * stride
+    edge = width - 1 - stride // 2
+    return nnx.ConvTranspose(
+        in_size,
+        out_size,
+        (width,),
+        strides=(stride,),
+        padding=((edge, edge),),
+        precision=jax.lax.Precision.HIGHEST,
+        kernel_init=_transpose_init,
+        rngs=rngs,
+    )
 
 
 class Snake(nnx.Module):
@@ -84,95 +81,95 @@ class Snake(nnx.Module):
         return x + jnp.square(jnp.sin(alpha * x)) / (alpha + 1e-9)
 
 
-class ResidualUnit(nnx.Module):
-    def __init__(self, size: int, dilation: int, *, rngs: nnx.Rngs):
-        self.snake1 = Snake(size)
-        self.conv1 = Conv(size, size, KERNEL, dilation=dilation, rngs=rngs)
-        self.snake2 = Snake(size)
-        self.conv2 = Conv(size, size, 1, rngs=rngs)
-
-    def __call__(self, x: jax.Array, clip: "Clip") -> jax.Array:
-        h = self.conv1(clip(self.snake1(x)))
-        return x + self.conv2(self.snake2(h))
+Trim = Callable[[jax.Array], jax.Array]
+"""Zeroes what lies after a recording's end, at whatever rate the array is."""
 
 
-Clip = Callable[[jax.Array], jax.Array]
-"""Zeroes what lies behind a clip's end, at whatever rate the array is."""
-
-
-def _clip_at(valid: jax.Array, of: int) -> Clip:
+def _trim_at(valid: jax.Array, of: int) -> Trim:
     """Keeps the first `valid` of `of` parts of the time axis of [B, time, channels]; valid is int [B]."""
 
-    def clip(x: jax.Array) -> jax.Array:
+    def trim(x: jax.Array) -> jax.Array:
         rate = x.shape[1] // of
         return jnp.where(jnp.arange(x.shape[1])[None, :, None] < valid[:, None, None] * rate, x, 0.0)
 
-    return clip
+    return trim
+
+
+class ResidualUnit(nnx.Module):
+    def __init__(self, size: int, dilation: int, *, rngs: nnx.Rngs):
+        self.snake1 = Snake(size)
+        self.conv1 = _conv(size, size, KERNEL, dilation=dilation, rngs=rngs)
+        self.snake2 = Snake(size)
+        self.conv2 = _conv(size, size, 1, rngs=rngs)
+
+    def __call__(self, x: jax.Array, trim: Trim) -> jax.Array:
+        h = self.conv1(trim(self.snake1(x)))
+        return x + self.conv2(self.snake2(h))
 
 
 class EncoderBlock(nnx.Module):
     def __init__(self, size: int, stride: int, *, rngs: nnx.Rngs):
         self.res_unit1, self.res_unit2, self.res_unit3 = (ResidualUnit(size, d, rngs=rngs) for d in DILATIONS)
         self.snake1 = Snake(size)
-        self.conv1 = Conv(size, 2 * size, 2 * stride, stride=stride, rngs=rngs)
+        self.conv1 = _conv(size, 2 * size, 2 * stride, stride=stride, rngs=rngs)
 
-    def __call__(self, x: jax.Array, clip: Clip) -> jax.Array:
+    def __call__(self, x: jax.Array, trim: Trim) -> jax.Array:
         for unit in (self.res_unit1, self.res_unit2, self.res_unit3):
-            x = unit(x, clip)
-        return self.conv1(clip(self.snake1(x)))
+            x = unit(x, trim)
+        return self.conv1(trim(self.snake1(x)))
 
 
 class Encoder(nnx.Module):
     def __init__(self, config: DacConfig, *, rngs: nnx.Rngs):
         size = config.encoder_size
-        self.conv1 = Conv(1, size, KERNEL, rngs=rngs)
+        self.conv1 = _conv(1, size, KERNEL, rngs=rngs)
         self.block = nnx.List([EncoderBlock(size * 2**i, stride, rngs=rngs) for i, stride in enumerate(config.strides)])
         self.snake1 = Snake(config.latent_size)
-        self.conv2 = Conv(config.latent_size, config.latent_size, 3, rngs=rngs)
+        self.conv2 = _conv(config.latent_size, config.latent_size, 3, rngs=rngs)
 
-    def __call__(self, samples: jax.Array, clip: Clip) -> jax.Array:
-        x = self.conv1(clip(samples[..., None]))
+    def __call__(self, samples: jax.Array, trim: Trim) -> jax.Array:
+        x = self.conv1(trim(samples[..., None]))
         for block in self.block:
-            x = block(x, clip)
-        return self.conv2(clip(self.snake1(x)))
+            x = block(x, trim)
+        return self.conv2(trim(self.snake1(x)))
 
 
 class DecoderBlock(nnx.Module):
     def __init__(self, size: int, stride: int, *, rngs: nnx.Rngs):
         self.snake1 = Snake(size)
-        self.conv_t1 = ConvTranspose(size, size // 2, stride, rngs=rngs)
+        self.conv_t1 = _conv_transpose(size, size // 2, stride, rngs=rngs)
         self.res_unit1, self.res_unit2, self.res_unit3 = (ResidualUnit(size // 2, d, rngs=rngs) for d in DILATIONS)
 
-    def __call__(self, x: jax.Array, clip: Clip) -> jax.Array:
-        x = self.conv_t1(clip(self.snake1(x)))
+    def __call__(self, x: jax.Array, trim: Trim) -> jax.Array:
+        x = self.conv_t1(trim(self.snake1(x)))
         for unit in (self.res_unit1, self.res_unit2, self.res_unit3):
-            x = unit(x, clip)
+            x = unit(x, trim)
         return x
 
 
 class Decoder(nnx.Module):
     def __init__(self, config: DacConfig, *, rngs: nnx.Rngs):
         size = config.decoder_size
-        self.conv1 = Conv(config.latent_size, size, KERNEL, rngs=rngs)
+        self.conv1 = _conv(config.latent_size, size, KERNEL, rngs=rngs)
         self.block = nnx.List(
             [DecoderBlock(size // 2**i, stride, rngs=rngs) for i, stride in enumerate(config.strides[::-1])]
         )
         self.snake1 = Snake(size // 2 ** len(config.strides))
-        self.conv2 = Conv(size // 2 ** len(config.strides), 1, KERNEL, rngs=rngs)
+        self.conv2 = _conv(size // 2 ** len(config.strides), 1, KERNEL, rngs=rngs)
 
-    def __call__(self, latents: jax.Array, clip: Clip) -> jax.Array:
-        x = self.conv1(clip(latents))
+    def __call__(self, latents: jax.Array, trim: Trim) -> jax.Array:
+        x = self.conv1(trim(latents))
         for block in self.block:
-            x = block(x, clip)
-        return jnp.tanh(self.conv2(clip(self.snake1(x))))[..., 0]
+            x = block(x, trim)
+        return jnp.tanh(self.conv2(trim(self.snake1(x))))[..., 0]
 
 
 class VectorQuantizer(nnx.Module):
-    """One codebook: the nearest entry between L2-normalised vectors; what comes out is the entry itself, projected."""
+    """One codebook: the nearest entry between L2-normalised vectors; the output is the entry itself, projected."""
 
     def __init__(self, config: DacConfig, *, rngs: nnx.Rngs):
-        self.in_proj = Conv(config.latent_size, config.codebook_dim, 1, rngs=rngs)
-        self.out_proj = Conv(config.codebook_dim, config.latent_size, 1, rngs=rngs)
+        self.in_proj = _conv(config.latent_size, config.codebook_dim, 1, rngs=rngs)
+        self.out_proj = _conv(config.codebook_dim, config.latent_size, 1, rngs=rngs)
         self.codebook = nnx.Param(
             jax.random.normal(rngs.params(), (config.codebook_size, config.codebook_dim), jnp.float32)
         )
@@ -193,7 +190,7 @@ def _normalize(x: jax.Array) -> jax.Array:
 
 
 class Quantizer(nnx.Module):
-    """Residual vector quantization: each codebook takes what the ones before it left over."""
+    """Residual vector quantization: each codebook quantizes what the ones before it left over."""
 
     def __init__(self, config: DacConfig, *, rngs: nnx.Rngs):
         self.quantizers = nnx.List([VectorQuantizer(config, rngs=rngs) for _ in range(config.num_codebooks)])
@@ -212,7 +209,7 @@ class Quantizer(nnx.Module):
 
 
 class Dac(nnx.Module):
-    """The codec. `encode` and `decode` are pure and take clips padded to one length; `valid` says what is real."""
+    """The codec. `encode` and `decode` are pure and take recordings padded to one length; `valid` says what is real."""
 
     def __init__(self, config: DacConfig, *, rngs: nnx.Rngs):
         self.config = config
@@ -223,11 +220,11 @@ class Dac(nnx.Module):
     def encode(self, samples: jax.Array, valid: jax.Array) -> jax.Array:
         """float32 [B, T * hop], of which the first valid[b] * hop are real -> int32 [B, T, C]."""
         frames = samples.shape[1] // self.config.hop
-        return self.quantizer.encode(self.encoder(samples, _clip_at(valid, frames)))
+        return self.quantizer.encode(self.encoder(samples, _trim_at(valid, frames)))
 
     def decode(self, codes: jax.Array, valid: jax.Array) -> jax.Array:
         """int [B, T, C], of which the first valid[b] frames are real -> float32 [B, T * hop] in -1 .. 1."""
-        return self.decoder(self.quantizer.decode(codes), _clip_at(valid, codes.shape[1]))
+        return self.decoder(self.quantizer.decode(codes), _trim_at(valid, codes.shape[1]))
 
 
 def decoder_context(config: DacConfig) -> int:
@@ -270,77 +267,103 @@ def _encode(graphdef: nnx.GraphDef[Dac], params: nnx.State, samples: jax.Array, 
     return nnx.merge(graphdef, params).encode(samples, valid)
 
 
-def decode_window(
-    codec: tuple[nnx.GraphDef[Dac], nnx.State],
-    codes: np.ndarray,
-    start: int,
-    stop: int,
-    *,
-    config: DacConfig,
-    window: int = WINDOW_FRAMES,
-) -> np.ndarray:
-    """Decodes frames start .. stop - 1 of a clip: at most `window` of them, in one call of one shape.
+@dataclasses.dataclass(frozen=True)
+class Codec:
+    """A codec with its weights, split by `nnx.split`; works on numpy arrays of any length, window by window."""
 
-    Args:
-        codec: the split module.
-        codes: int [T, C], each in 0 .. codebook_size - 1. More may follow behind them if they reach to
-            stop + `decoder_context`.
-        window: frames that the program is made for.
+    config: DacConfig
+    graphdef: nnx.GraphDef[Dac]
+    params: nnx.State
 
-    Returns:
-        float32 [(stop - start) * hop], the samples that decoding the whole clip would give.
-    """
-    context = decoder_context(config)
-    begin = max(start - context, 0)
-    part = codes[begin : stop + context]
-    padded = np.zeros((1, window + 2 * context, config.num_codebooks), np.int32)
-    padded[0, : len(part)] = part
-    out = np.asarray(_decode(*codec, padded, np.array([len(part)], np.int32)))[0]
-    return out[(start - begin) * config.hop : (stop - begin) * config.hop]
+    def decode(self, codes: np.ndarray) -> np.ndarray:
+        """Decodes a recording; the samples are those of decoding it whole.
+
+        Args:
+            codes: int [T, C], each in 0 .. codebook_size - 1.
+
+        Returns:
+            float32 [T * hop].
+        """
+        windows = [(codes, start, min(start + WINDOW, len(codes))) for start in range(0, len(codes), WINDOW)]
+        return np.concatenate([np.zeros(0, np.float32), *self.decode_windows(windows)])
+
+    def decode_windows(self, windows: Sequence[tuple[np.ndarray, int, int]]) -> list[np.ndarray]:
+        """Decodes parts of recordings, several in one call.
+
+        Args:
+            windows: codes int [T, C], start and stop of each; stop - start <= `WINDOW`. The codes must reach to
+                stop + `decoder_context`, or be the whole recording.
+
+        Returns:
+            float32 [(stop - start) * hop] of each: the samples that decoding the whole recording would give.
+        """
+        context, hop = decoder_context(self.config), self.config.hop
+        samples: list[Any] = [None] * len(windows)
+        for size in WINDOW_SIZES:
+            of_size = [i for i, (_, start, stop) in enumerate(windows) if _window_size(stop - start) == size]
+            for group in _groups(of_size):
+                codes = np.zeros((len(group), size + 2 * context, self.config.num_codebooks), np.int32)
+                valid = np.zeros(len(group), np.int32)
+                begins = []
+                for row, i in enumerate(group):
+                    whole, start, stop = windows[i]
+                    begins.append(max(start - context, 0))
+                    part = whole[begins[-1] : stop + context]
+                    codes[row, : len(part)] = part
+                    valid[row] = len(part)
+                out = np.asarray(_decode(self.graphdef, self.params, codes, valid))
+                for row, i in enumerate(group):
+                    _, start, stop = windows[i]
+                    samples[i] = out[row, (start - begins[row]) * hop : (stop - begins[row]) * hop]
+        return samples
+
+    def encode(self, samples: np.ndarray) -> np.ndarray:
+        """Encodes a recording; see `encode_all`."""
+        return self.encode_all([samples])[0]
+
+    def encode_all(self, recordings: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """Encodes recordings of any length; the codes are those of encoding each whole.
+
+        Args:
+            recordings: float32 [n] each, at the codec's rate; zeros fill the last frame.
+
+        Returns:
+            int32 [ceil(n / hop), C] each.
+        """
+        context, hop = encoder_context(self.config), self.config.hop
+        frames = [-(-len(samples) // hop) for samples in recordings]
+        codes = [np.zeros((count, self.config.num_codebooks), np.int32) for count in frames]
+        windows = [(i, start) for i, count in enumerate(frames) for start in range(0, count, WINDOW)]
+        for group in _groups(windows):
+            samples = np.zeros((len(group), (WINDOW + 2 * context) * hop), np.float32)
+            valid = np.zeros(len(group), np.int32)
+            for row, (i, start) in enumerate(group):
+                begin = max(start - context, 0) * hop
+                part = recordings[i][begin : begin + samples.shape[1]]
+                samples[row, : len(part)] = part
+                valid[row] = -(-len(part) // hop)
+            out = np.asarray(_encode(self.graphdef, self.params, samples, valid))
+            for row, (i, start) in enumerate(group):
+                stop, begin = min(start + WINDOW, frames[i]), max(start - context, 0)
+                codes[i][start:stop] = out[row, start - begin : stop - begin]
+        return codes
+
+    def compile(self, *, encoder: bool = False) -> None:
+        """Compiles the programs of the decoder, and those of the encoder too if asked."""
+        for count in (1, BATCH):
+            for size in WINDOW_SIZES:
+                codes = np.zeros((size, self.config.num_codebooks), np.int32)
+                self.decode_windows([(codes, 0, size)] * count)
+            if encoder:
+                self.encode_all([np.zeros(self.config.hop, np.float32)] * count)
 
 
-def decode_codes(
-    codec: tuple[nnx.GraphDef[Dac], nnx.State], codes: np.ndarray, *, config: DacConfig, window: int = WINDOW_FRAMES
-) -> np.ndarray:
-    """Decodes a clip of any length, window by window; the samples are those of decoding it whole.
-
-    Args:
-        codec: the split module.
-        codes: int [T, C], each in 0 .. codebook_size - 1.
-        window: frames a call, from 1 up.
-
-    Returns:
-        float32 [T * hop].
-    """
-    samples = [
-        decode_window(codec, codes, start, min(start + window, len(codes)), config=config, window=window)
-        for start in range(0, len(codes), window)
-    ]
-    return np.concatenate([np.zeros(0, np.float32), *samples])
+def _window_size(frames: int) -> int:
+    return next(size for size in WINDOW_SIZES if size >= frames)
 
 
-def encode_samples(
-    codec: tuple[nnx.GraphDef[Dac], nnx.State], samples: np.ndarray, *, config: DacConfig, window: int = WINDOW_FRAMES
-) -> np.ndarray:
-    """Encodes a clip of any length, window by window; the codes are those of encoding it whole.
-
-    Args:
-        codec: the split module.
-        samples: float32 [n] at the codec's rate; zeros fill the last frame.
-        window: frames a call, from 1 up.
-
-    Returns:
-        int32 [ceil(n / hop), C].
-    """
-    context, hop = encoder_context(config), config.hop
-    frames = -(-len(samples) // hop)
-    codes = np.zeros((frames, config.num_codebooks), np.int32)
-    for start in range(0, frames, window):
-        begin = max(start - context, 0)
-        part = samples[begin * hop : (begin + window + 2 * context) * hop]
-        padded = np.zeros((1, (window + 2 * context) * hop), np.float32)
-        padded[0, : len(part)] = part
-        stop = min(start + window, frames)
-        out = _encode(*codec, padded, np.array([-(-len(part) // hop)], np.int32))[0]
-        codes[start:stop] = out[start - begin : stop - begin]
-    return codes
+def _groups(items: Sequence[Any]) -> Iterator[Sequence[Any]]:
+    """`BATCH` at a time as long as there are so many, then one at a time: no window is computed in vain."""
+    whole = len(items) - len(items) % BATCH
+    yield from (items[i : i + BATCH] for i in range(0, whole, BATCH))
+    yield from (items[i : i + 1] for i in range(whole, len(items)))

@@ -1,14 +1,20 @@
-"""The decode loop: `prefill` makes a `DecodeState`, `decode_chunk` carries it on; each is one program a shape.
+"""The compiled half of decoding: `prefill` reads a script, `decode_chunk` advances a batch, and `insert`, `release` and
+`resize` move clips in and out of it.
 
-Knows the model, the grid and the end of a clip. Knows no text, files or audio. Nothing crosses to the host inside
-`decode_chunk`; its settings and the number of its steps are traced, so one program serves whatever is asked.
+Knows the model, the grid and the end of a clip. Knows no text, files, audio or threads: `engine.py` decides which clip
+is decoded when. Nothing crosses to the host inside `decode_chunk`. The settings of each clip and the number of steps
+are traced, so each program compiles once for each shape: that of `decode_chunk` depends on the number of slots, the
+size of the caches and the size of the scripts.
 
-Each clip stands at its own row of the grid and carries its own key, so what it becomes does not depend on its
-neighbours, on the padding of the batch, or on how many steps a call runs.
+Each clip has its own position in the grid and its own key, so its codes do not depend on its neighbours, on padding, or
+on how many steps a call runs.
 """
 
 import dataclasses
 import functools
+import math
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,63 +23,99 @@ from flax import nnx
 
 from dia_jax.config import DiaConfig, SamplingSettings
 from dia_jax.delay import FREE, apply_delay, revert_delay
-from dia_jax.model import KV, DiaModel
+from dia_jax.model import DiaModel
+from dia_jax.ops import KV
 from dia_jax.sampling import sample
 
-PREFILL_ROWS = 256
-"""Rows of a voice prompt that one pass of the prefill takes: bounds its memory; sizes of caches are multiples of it."""
+PREFILL_SIZE = 256
+"""Positions of a voice prompt that one pass of the prefill takes: bounds its memory. Caches are multiples of it."""
 
-FIRST_ROWS = 512
-"""Rows of a new cache, 6 s. Each size is a program; but at 16 clips all 3072 rows are more than half a step's bytes."""
+FIRST_SIZE = 512
+"""Positions of a new cache, 6 s. All 3,072 at 16 clips would be over half of a step's bytes."""
+
+FIRST_TEXT_SIZE = 128
 
 NOT_ENDED = np.iinfo(np.int32).max // 2
 
 
-@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class DecodeState:
-    """Where B clips stand.
-
-    Attributes:
-        grid: int32 [B, rows, C], tokens that are given or drawn, `FREE` elsewhere.
-        row: int32 [B], the last row that is complete, whose tokens go in next.
-        end_row: int32 [B], the row of channel 0's EOS; `NOT_ENDED` before it is known.
-        limit_row: int32 [B], the row at which a clip ends if it has not before.
-        done: bool [B].
-        keys: PRNG keys [B]; the draw for row r uses fold_in(key, r).
-        text_mask: bool [B, S], False where a script is padded.
-        cache: self-attention keys and values of each layer, 2B rows (unconditional, conditional).
-        cross: cross-attention keys and values of each layer, 2B rows.
-    """
-
-    grid: jax.Array
-    row: jax.Array
-    end_row: jax.Array
-    limit_row: jax.Array
-    done: jax.Array
-    keys: jax.Array
-    text_mask: jax.Array
-    cache: list[KV]
-    cross: list[KV]
-
-
-@dataclasses.dataclass(frozen=True)
-class Clip:
-    """What one clip starts from, on the host.
+class Request:
+    """What one clip starts from, on the host. `requests.py` checks what goes in.
 
     Attributes:
         text: uint8 [length], byte tokens.
-        prompt: int [P, C], codes of the voice prompt; P = 0 for none.
-        max_frames: new frames at most.
-        key: its PRNG key, a scalar typed key array.
-        number: what the caller knows it by.
+        prompt: int32 [P, C], codes of the voice prompt; P = 0 for none.
+        max_frames: new frames at most; P + max_frames <= config.frame_budget.
+        key: a scalar typed key array; the draw for position t uses fold_in(key, t).
+        settings: how tokens are drawn.
     """
 
     text: np.ndarray
     prompt: np.ndarray
     max_frames: int
     key: jax.Array
-    number: int = 0
+    settings: SamplingSettings
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Slots:
+    """What each of B clips carries besides its caches.
+
+    Attributes:
+        grid: int32 [B, length, C], tokens that are given or drawn, `FREE` elsewhere.
+        position: int32 [B], the last position that is complete, whose tokens go in next.
+        end: int32 [B], the position of channel 0's EOS; `NOT_ENDED` before it is known.
+        limit: int32 [B], the position at which a clip ends at the latest.
+        done: bool [B]; also true where a slot holds no clip.
+        failed: bool [B], whether a logit was not finite, which also makes the clip done.
+        key: PRNG keys [B].
+        settings: arrays [B].
+        text_mask: bool [B, S], False where a script is padded.
+    """
+
+    grid: jax.Array
+    position: jax.Array
+    end: jax.Array
+    limit: jax.Array
+    done: jax.Array
+    failed: jax.Array
+    key: jax.Array
+    settings: SamplingSettings
+    text_mask: jax.Array
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class DecodeState:
+    """A batch on the device.
+
+    Attributes:
+        slots: of B clips.
+        cache: self-attention keys and values of each layer, 2B lanes (unconditional, conditional).
+        cross: cross-attention keys and values of each layer, 2B lanes.
+    """
+
+    slots: Slots
+    cache: list[KV]
+    cross: list[KV]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Progress:
+    """What the host reads of a call. Not part of the state, so that it can be read while the next call runs.
+
+    Attributes:
+        numbers: int32 [4, B]: position, end, done and failed of `Slots`.
+        tokens: int32 [B, steps_per_call, C], the grid's last positions up to `position`.
+    """
+
+    numbers: jax.Array
+    tokens: jax.Array
+
+
+# --- Sizes -----------------------------------------------------------------------------------------------------------
 
 
 def bucket(size: int, smallest: int, largest: int) -> int:
@@ -84,177 +126,332 @@ def bucket(size: int, smallest: int, largest: int) -> int:
     return max(size, min(bound, largest))
 
 
-def cache_rows(row: int, config: DiaConfig) -> int:
-    """The size of a cache in which `row` can be written."""
-    return bucket(row + 1, PREFILL_ROWS, _grid_rows(config))
+def text_size(length: int, config: DiaConfig) -> int:
+    """The size to which a script of this many bytes is padded."""
+    return bucket(length, FIRST_TEXT_SIZE, config.encoder.max_length)
 
 
-def _grid_rows(config: DiaConfig) -> int:
-    return -(-config.decoder.max_length // PREFILL_ROWS) * PREFILL_ROWS
+def cache_size(positions: int, config: DiaConfig) -> int:
+    """The size of a cache that holds this many positions; 0 for none."""
+    return bucket(positions, PREFILL_SIZE, _grid_length(config)) if positions else 0
 
 
-def text_bucket(clips: list[Clip], config: DiaConfig) -> int:
-    """The size to which the scripts of these clips are padded."""
-    return bucket(max(len(clip.text) for clip in clips), 128, config.encoder.max_length)
+def steps_per_call(config: DiaConfig) -> int:
+    """Steps of a call at most.
+
+    A clip whose EOS is drawn has max_delay - 1 more steps to go. Calls that are not much longer let the host know most
+    ends one call ahead, so that a slot changes hands without an idle call. Two such calls make the first chunk of a
+    stream.
+    """
+    return config.max_delay + 2
+
+
+def _grid_length(config: DiaConfig) -> int:
+    return -(-config.decoder.max_length // PREFILL_SIZE) * PREFILL_SIZE
+
+
+def decoder_weights(params: nnx.State) -> list[Any]:
+    """What a step reads of the weights: the decoder's kernels and norms.
+
+    Of the embeddings it looks up a few vectors, and the cross-attention's keys and values are computed once for each
+    clip.
+    """
+    idle = ("decoder.embeddings", "cross_attention.k_proj", "cross_attention.v_proj")
+    flat = {".".join(map(str, path)): value for path, value in nnx.to_flat_state(params)}
+    return [v for p, v in flat.items() if p.startswith("decoder.") and not any(part in p for part in idle)]
+
+
+def step_bytes(params: nnx.State, state: DecodeState) -> dict[str, int]:
+    """The bytes that one step must read; their sum over the memory's bandwidth is the floor of its time.
+
+    Args:
+        params, state: arrays, or shapes and dtypes.
+    """
+    parts = {"weights": decoder_weights(params), "self cache": state.cache, "cross cache": state.cross}
+    return {name: sum(map(_nbytes, jax.tree.leaves(part))) for name, part in parts.items()}
+
+
+def _nbytes(value: Any) -> int:
+    return math.prod(value.shape) * np.dtype(value.dtype).itemsize
+
+
+# --- Starting a clip -------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Prefilled:
+    """A script and its voice prompt, read by the model; any number of requests for the same two may start from it.
+
+    Attributes:
+        text_mask: bool [1, S], False where the script is padded.
+        cache: self-attention keys and values of each layer, 2 lanes, as many positions as the prompt needs.
+        cross: cross-attention keys and values of each layer, 2 lanes.
+    """
+
+    text_mask: np.ndarray
+    cache: list[KV]
+    cross: list[KV]
 
 
 def prefill(
-    graphdef: nnx.GraphDef[DiaModel],
-    params: nnx.State,
-    config: DiaConfig,
-    clips: list[Clip],
-    *,
-    rows: int | None = None,
-    text_size: int | None = None,
-) -> DecodeState:
-    """Encodes the scripts and runs the voice prompts, padding everything up to few sizes.
+    graphdef: nnx.GraphDef[DiaModel], params: nnx.State, config: DiaConfig, request: Request, *, size: int
+) -> Prefilled:
+    """Encodes the script of a request, padded to `size` bytes, and runs its voice prompt."""
+    frames = len(request.prompt)
+    text = np.zeros((1, size), np.int32)
+    text[0, : len(request.text)] = request.text
+    cache, cross = _prefill(
+        graphdef, params, cache_size(frames, config), text, _first_grid(request, config)[None], np.int32(frames)
+    )
+    return Prefilled(text != 0, cache, cross)
 
-    Args:
-        graphdef, params: the model, split.
-        clips: one or more; the caller has checked that each fits (P + max_frames <= config.frame_budget).
-        rows: size of the caches; by default what the first `FIRST_ROWS` rows need, or the prompts if they are longer.
-        text_size: that of the scripts; by default their `text_bucket`.
-    """
-    if rows is None:
-        last = max(len(clip.prompt) + clip.max_frames for clip in clips) + config.max_delay
-        rows = cache_rows(max(min(last, FIRST_ROWS - 1), *(len(clip.prompt) for clip in clips), 0), config)
-    if text_size is None:
-        text_size = text_bucket(clips, config)
-    batch = bucket(len(clips), 1, 1 << 30)
 
-    text = np.zeros((batch, text_size), np.int32)
-    grid = np.full((batch, _grid_rows(config), config.decoder.num_channels), config.pad_token_id, np.int32)
-    prompt_frames, limit_row = np.zeros(batch, np.int32), np.zeros(batch, np.int32)
-    for i, clip in enumerate(clips):
-        text[i, : len(clip.text)] = clip.text
-        grid[i] = apply_delay(
-            clip.prompt, rows=grid.shape[1], delay_pattern=config.delay_pattern, bos_token_id=config.bos_token_id
-        )
-        prompt_frames[i] = len(clip.prompt)
-        limit_row[i] = 1 + len(clip.prompt) + clip.max_frames
-    keys = jnp.stack([clips[min(i, len(clips) - 1)].key for i in range(batch)])
-    done = np.arange(batch) >= len(clips)
-    return _prefill(graphdef, params, rows, text, grid, prompt_frames, limit_row, done, keys)
+def _first_grid(request: Request, config: DiaConfig) -> np.ndarray:
+    return apply_delay(
+        request.prompt,
+        length=_grid_length(config),
+        delay_pattern=config.delay_pattern,
+        bos_token_id=config.bos_token_id,
+    )
 
 
 @functools.partial(jax.jit, static_argnums=(0, 2))
-def _prefill(graphdef, params, rows, text, grid, prompt_frames, limit_row, done, keys) -> DecodeState:
+def _prefill(
+    graphdef: nnx.GraphDef[DiaModel],
+    params: nnx.State,
+    size: int,
+    text: jax.Array,
+    grid: jax.Array,
+    prompt_frames: jax.Array,
+) -> tuple[list[KV], list[KV]]:
     model = nnx.merge(graphdef, params)
-    text_mask = text != 0
-    mask = _two_rows(text_mask)
-    script = jnp.stack([jnp.zeros_like(text), text], axis=1).reshape(-1, text.shape[1])
+    mask = _two_lanes(text != 0)
+    script = jnp.concatenate([jnp.zeros_like(text), text])
     cross = model.decoder.cross_cache(model.encoder(script, mask))
+    cache = model.decoder.empty_cache(2, size)
+    if size == 0:
+        return cache, cross
 
-    def run_rows(i, cache):
-        start = i * PREFILL_ROWS
-        tokens = jax.lax.dynamic_slice_in_dim(grid, start, PREFILL_ROWS, axis=1)
-        # Rows behind a clip's prompt are run too, on nonsense; the loop writes them anew before it looks at them.
-        tokens = _two_rows(jnp.maximum(tokens, 0))
-        starts = jnp.full(tokens.shape[0], start, jnp.int32)
-        return model.decoder(tokens, starts, cross, mask, cache)[1]
+    def run(i: jax.Array, cache: list[KV]) -> list[KV]:
+        start = i * PREFILL_SIZE
+        tokens = jax.lax.dynamic_slice_in_dim(grid, start, PREFILL_SIZE, axis=1)
+        # Positions after the prompt are run too, on nonsense; the loop writes them again before it reads them.
+        tokens = _two_lanes(jnp.maximum(tokens, 0))
+        return model.decoder(tokens, jnp.full(2, start, jnp.int32), cross, mask, cache)[1]
 
-    # The prompt's last row is the loop's first input, so rows 0 .. P - 1 are run here.
-    passes = -(-jnp.max(prompt_frames) // PREFILL_ROWS)
-    cache = jax.lax.fori_loop(0, passes, run_rows, model.decoder.empty_cache(mask.shape[0], rows))
-    return DecodeState(
-        grid=grid,
-        row=prompt_frames,
-        end_row=jnp.full_like(prompt_frames, NOT_ENDED),
-        limit_row=limit_row,
-        done=done,
-        keys=keys,
-        text_mask=text_mask,
-        cache=cache,
-        cross=cross,
-    )
+    # The prompt's last position is the loop's first input, so positions 0 .. P - 1 are run here.
+    return jax.lax.fori_loop(0, -(-prompt_frames // PREFILL_SIZE), run, cache), cross
+
+
+def _two_lanes(x: jax.Array) -> jax.Array:
+    """[B, ...] -> [2B, ...]: a clip's unconditional and conditional lane, side by side."""
+    return jnp.repeat(x, 2, axis=0)
+
+
+# --- The loop --------------------------------------------------------------------------------------------------------
 
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnames="state")
 def decode_chunk(
-    graphdef: nnx.GraphDef[DiaModel],
-    params: nnx.State,
-    state: DecodeState,
-    settings: SamplingSettings,
-    max_steps: int | jax.Array,
-) -> DecodeState:
-    """Runs up to `max_steps` rows, or fewer if every clip is done before. The state that goes in is donated.
+    graphdef: nnx.GraphDef[DiaModel], params: nnx.State, state: DecodeState, max_steps: int | jax.Array
+) -> tuple[DecodeState, Progress]:
+    """Runs up to `max_steps` steps of every clip that is not done, or fewer if all are done before.
 
-    The caches must hold the rows: state.row + max_steps <= their size for every clip that is not done.
+    Args:
+        graphdef, params: the model, split.
+        state: donated. Its caches must hold position + max_steps positions for every clip that is not done.
+        max_steps: at most `steps_per_call`.
     """
     model = nnx.merge(graphdef, params)
 
-    def unfinished(carry):
+    def unfinished(carry: tuple[jax.Array, DecodeState]) -> jax.Array:
         steps, state = carry
-        return (steps < max_steps) & ~jnp.all(state.done)
+        return (steps < max_steps) & ~jnp.all(state.slots.done)
 
-    def step(carry):
+    def step(carry: tuple[jax.Array, DecodeState]) -> tuple[jax.Array, DecodeState]:
         steps, state = carry
-        return steps + 1, _step(model, state, settings)
+        return steps + 1, _step(model, state)
 
-    return jax.lax.while_loop(unfinished, step, (jnp.int32(0), state))[1]
+    state = jax.lax.while_loop(unfinished, step, (jnp.int32(0), state))[1]
+    slots, window = state.slots, steps_per_call(model.config)
+    starts = jnp.maximum(slots.position + 1 - window, 0)
+    tokens = jax.vmap(lambda grid, start: jax.lax.dynamic_slice_in_dim(grid, start, window))(slots.grid, starts)
+    numbers = jnp.stack([slots.position, slots.end, slots.done.astype(jnp.int32), slots.failed.astype(jnp.int32)])
+    return state, Progress(numbers, tokens)
 
 
-def _step(model: DiaModel, state: DecodeState, settings: SamplingSettings) -> DecodeState:
-    config = model.config
-    clips = jnp.arange(state.row.shape[0])
-    tokens = _two_rows(state.grid[clips, state.row][:, None])  # [2B, 1, C]
-    hidden, cache = model.decoder(tokens, _two_rows(state.row), state.cross, _two_rows(state.text_mask), state.cache)
+def _step(model: DiaModel, state: DecodeState) -> DecodeState:
+    config, slots = model.config, state.slots
+    clips = jnp.arange(len(slots.position))
+    tokens = _two_lanes(slots.grid[clips, slots.position][:, None])  # [2B, 1, C]
+    hidden, cache = model.decoder(
+        tokens, _two_lanes(slots.position), state.cross, _two_lanes(slots.text_mask), state.cache
+    )
     logits = model.decoder.logits(hidden)[:, 0].reshape(-1, 2, config.decoder.num_channels, config.decoder.vocab_size)
 
-    row = state.row + 1
-    draw = functools.partial(sample, settings=settings, eos_token_id=config.eos_token_id, variant=config.variant)
-    drawn = jax.vmap(lambda logits, key, row: draw(logits[0], logits[1], jax.random.fold_in(key, row)))(
-        logits, state.keys, row
-    )  # [B, C]
+    position = slots.position + 1
+    draw = functools.partial(sample, eos_token_id=config.eos_token_id, variant=config.variant)
+    drawn = jax.vmap(
+        lambda logits, key, position, settings: draw(logits[0], logits[1], jax.random.fold_in(key, position), settings)
+    )(logits, slots.key, position, slots.settings)  # [B, C]
 
-    ends = (drawn[:, 0] == config.eos_token_id) | (row >= state.limit_row)
-    end_row = jnp.where(ends, jnp.minimum(state.end_row, row), state.end_row)
-    channel_end = end_row[:, None] + jnp.asarray(config.delay_pattern)
-    drawn = jnp.where(row[:, None] == channel_end, config.eos_token_id, drawn)
-    drawn = jnp.where(row[:, None] > channel_end, config.pad_token_id, drawn)
+    ends = (drawn[:, 0] == config.eos_token_id) | (position >= slots.limit)
+    end = jnp.where(ends, jnp.minimum(slots.end, position), slots.end)
+    channel_end = end[:, None] + jnp.asarray(config.delay_pattern)
+    drawn = jnp.where(position[:, None] == channel_end, config.eos_token_id, drawn)
+    drawn = jnp.where(position[:, None] > channel_end, config.pad_token_id, drawn)
 
-    given = state.grid[clips, row]
-    new = jnp.where((given == FREE) & ~state.done[:, None], drawn, given)
-    # The last frame's last channel stands max_delay - 1 rows behind the end; nothing after it is ever read.
-    done = state.done | (row >= end_row + max(config.max_delay - 1, 0))
-    return dataclasses.replace(
-        state,
-        grid=state.grid.at[clips, row].set(new),
-        row=jnp.where(state.done, state.row, row),
-        end_row=jnp.where(state.done, state.end_row, end_row),
-        done=done,
-        cache=cache,
+    given = slots.grid[clips, position]
+    new = jnp.where((given == FREE) & ~slots.done[:, None], drawn, given)
+    failed = slots.failed | (~slots.done & ~jnp.isfinite(logits).all(axis=(1, 2, 3)))
+    slots = dataclasses.replace(
+        slots,
+        grid=slots.grid.at[clips, position].set(new),
+        position=jnp.where(slots.done, slots.position, position),
+        end=jnp.where(slots.done, slots.end, end),
+        done=slots.done | failed | (position >= last_position(end, config)),
+        failed=failed,
     )
+    return DecodeState(slots, cache, state.cross)
 
 
-@functools.partial(jax.jit, static_argnames="rows")
-def grow(cache: list[KV], rows: int) -> list[KV]:
-    """The same caches with room for `rows` rows."""
-    return jax.tree.map(lambda x: jnp.pad(x, ((0, 0), (0, 0), (0, rows - x.shape[2]), (0, 0))), cache)
+def last_position(end: Any, config: DiaConfig) -> Any:
+    """Where a clip whose channel 0 ends at `end` is done.
 
-
-@functools.partial(jax.jit, donate_argnames="state")
-def insert(state: DecodeState, clip: DecodeState, slot: int | jax.Array) -> DecodeState:
-    """Puts a clip, a state of B = 1 and of the same sizes otherwise, in the place of another."""
-    # An array has one row a clip or two, and so has the part that goes in.
-    return jax.tree.map(
-        lambda all_, one: jax.lax.dynamic_update_slice_in_dim(all_, one, slot * one.shape[0], axis=0), state, clip
-    )
-
-
-@jax.jit
-def select(state: DecodeState, slots: jax.Array) -> DecodeState:
-    """The clips in `slots`, int [n], as a batch of their own."""
-    batch = len(state.row)
-    return jax.tree.map(lambda x: x.reshape(batch, -1, *x.shape[1:])[slots].reshape(-1, *x.shape[1:]), state)
-
-
-def _two_rows(x: jax.Array) -> jax.Array:
-    """[B, ...] -> [2B, ...]: a clip's unconditional and conditional row, side by side."""
-    return jnp.repeat(x, 2, axis=0)
+    The last frame's last channel is max_delay - 1 positions after the end; nothing after it is ever read.
+    """
+    return end + max(config.max_delay - 1, 0)
 
 
 def read_codes(grid: np.ndarray, *, start: int, stop: int, config: DiaConfig) -> np.ndarray:
-    """Frames start .. stop - 1 of a clip's grid int [rows, C], the delay undone; ids that are no codes become 0."""
+    """Frames start .. stop - 1 of a clip's grid int [length, C], the delay undone; ids that are no codes become 0."""
     codes = revert_delay(grid, start=start, stop=stop, delay_pattern=config.delay_pattern)
     return np.where((codes < 0) | (codes >= config.eos_token_id), 0, codes)
+
+
+# --- Moving clips in and out -----------------------------------------------------------------------------------------
+# Layer by layer, each with a small program of its own: only one layer is in memory twice, and all layers share a
+# program.
+
+
+@functools.partial(jax.jit, static_argnums=0, static_argnames=("slots", "cache", "text", "dtype"))
+def empty_state(config: DiaConfig, *, slots: int, cache: int, text: int, dtype: np.dtype) -> DecodeState:
+    """A batch without clips.
+
+    Args:
+        config: of the model.
+        slots: clips that it can hold.
+        cache: positions that its caches can hold, see `cache_size`.
+        text: size of the scripts, see `text_size`.
+        dtype: of the caches.
+    """
+    dec = config.decoder
+
+    def caches(heads: int, length: int, head_dim: int) -> list[KV]:
+        zeros = jnp.zeros((2 * slots, heads, length, head_dim), dtype)
+        return [KV(zeros, zeros) for _ in range(dec.num_layers)]
+
+    zeros, ones = jnp.zeros(slots, jnp.int32), jnp.ones(slots, jnp.float32)
+    return DecodeState(
+        Slots(
+            grid=jnp.zeros((slots, _grid_length(config), dec.num_channels), jnp.int32),
+            position=zeros,
+            end=zeros,
+            limit=zeros,
+            done=jnp.ones(slots, bool),
+            failed=jnp.zeros(slots, bool),
+            key=jax.random.split(jax.random.key(0, impl="threefry2x32"), slots),
+            settings=SamplingSettings(ones, ones, ones, zeros + 1),
+            text_mask=jnp.zeros((slots, text), bool),
+        ),
+        caches(dec.num_kv_heads, cache, dec.head_dim),
+        caches(dec.cross_num_kv_heads, text, dec.cross_head_dim),
+    )
+
+
+def insert(state: DecodeState, prefilled: Prefilled, request: Request, slot: int, *, config: DiaConfig) -> DecodeState:
+    """Puts a clip into a slot.
+
+    Args:
+        state: donated. Its scripts are of the size of `prefilled`; its caches may be longer, for what lies after the
+            prompt is written before it is read.
+        prefilled: of a request for the same script and prompt.
+        request: the clip.
+        slot: below B.
+        config: of the model.
+    """
+    frames = len(request.prompt)
+    settings = (np.float32, np.float32, np.float32, np.int32)
+    values = [request.settings.cfg_scale, request.settings.temperature]
+    values += [request.settings.top_p, request.settings.cfg_filter_top_k]
+    one = Slots(
+        grid=_first_grid(request, config)[None],
+        position=np.array([frames], np.int32),
+        end=np.array([NOT_ENDED], np.int32),
+        limit=np.array([1 + frames + request.max_frames], np.int32),
+        done=np.array([False]),
+        failed=np.array([False]),
+        key=request.key[None],
+        settings=SamplingSettings(*(np.array([value], kind) for value, kind in zip(values, settings, strict=True))),
+        text_mask=prefilled.text_mask,
+    )
+    place, cache, cross = np.int32(slot), list(state.cache), list(state.cross)
+    if frames:
+        cache = [_put(layer, new, place) for layer, new in zip(cache, prefilled.cache, strict=True)]
+    cross = [_put(layer, new, place) for layer, new in zip(cross, prefilled.cross, strict=True)]
+    return DecodeState(_put(state.slots, one, place), cache, cross)
+
+
+def release(state: DecodeState, slot: int) -> DecodeState:
+    """Frees a slot whose clip is cancelled: no step runs for it any more."""
+    slots = dataclasses.replace(state.slots, done=_put(state.slots.done, np.array([True]), np.int32(slot)))
+    return dataclasses.replace(state, slots=slots)
+
+
+def resize(state: DecodeState, slots: Sequence[int], *, cache: int) -> DecodeState:
+    """The same clips in a batch of other sizes.
+
+    Args:
+        state: not to be used afterwards.
+        slots: which old slot each new one takes over; -1 for none.
+        cache: positions that the caches can hold afterwards, at least what the clips need.
+    """
+    index, batch = np.array(slots, np.int32), len(state.slots.position)
+    if list(slots) != list(range(batch)):
+        for layers in (state.cache, state.cross):
+            for i, layer in enumerate(layers):
+                layers[i] = _take(layer, index, batch)
+        taken = _take(state.slots, index, batch)
+        done = _free(taken.done, index)
+        state = dataclasses.replace(state, slots=dataclasses.replace(taken, done=done))
+    if cache != state.cache[0].k.shape[2]:
+        for i, layer in enumerate(state.cache):
+            state.cache[i] = _with_length(layer, cache)
+    return state
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def _put(everything: Any, one: Any, slot: jax.Array) -> Any:
+    """Writes the arrays of one clip into those of a batch, which have one lane a clip or two."""
+    return jax.tree.map(
+        lambda all_, new: jax.lax.dynamic_update_slice_in_dim(all_, new, slot * new.shape[0], axis=0), everything, one
+    )
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def _take(everything: Any, slots: jax.Array, batch: int) -> Any:
+    """The clips of some slots; an arbitrary one for a negative slot."""
+    slots = jnp.maximum(slots, 0)
+    return jax.tree.map(lambda x: x.reshape(batch, -1, *x.shape[1:])[slots].reshape(-1, *x.shape[1:]), everything)
+
+
+@jax.jit
+def _free(done: jax.Array, slots: jax.Array) -> jax.Array:
+    return done | (slots < 0)
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _with_length(layer: KV, length: int) -> KV:
+    return jax.tree.map(
+        lambda x: jnp.pad(x[:, :, :length], ((0, 0), (0, 0), (0, max(length - x.shape[2], 0)), (0, 0))), layer
+    )

@@ -1,178 +1,51 @@
 """Dia's network: a byte-text encoder and an audio decoder over nine delayed channels, as Flax NNX modules.
 
-Knows weights and pure calls. Key/value caches come in as arguments and go out as results; sampling, the delay pattern
-and files are other rooms. The parameters' paths are the reference's names
-(encoder.layers.0.self_attention.q_proj.weight); every kernel is stored as [out, in], heads flattened.
+Knows weights and pure calls. Key/value caches come in as arguments and go out as results. Sampling, the delay pattern
+and file I/O live elsewhere; how attention and products run on each backend is in `ops.py`. The modules' paths are the
+reference's names (encoder.layers.0.self_attention.q_proj).
 
 Dimensions:
-    B clips          R rows of a batch (two a clip while decoding: unconditional, conditional)
-    T decoder time   S key time (text, or rows of the cache)
+    R lanes of a batch (two for each clip while decoding: unconditional, conditional)
+    T decoder time   S key positions (bytes of text, or positions of the cache)
     C channels       V vocabulary of a channel
     D model          F mlp
-    N query heads    K key/value heads    G = N / K    H head_dim
+    N query heads    K key/value heads    H head_dim
 
 Numerics: kernels and caches are in the compute dtype; norms, RoPE, softmax, the residual stream and the logits are in
-float32, and every product accumulates in float32. Attention is not scaled (factor 1.0), so its scores are large and do
-not bear 16 bits. Kernels may be int8 with a scale for each output instead; all else stays as it is.
+float32, and every product accumulates in float32. Attention is not scaled (factor 1.0), so its scores are large and
+lose too much precision in 16 bits. Kernels may be int8 instead, with a scale for each output.
 """
 
-import dataclasses
-import functools
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 
 from dia_jax.config import DecoderConfig, DiaConfig, EncoderConfig
+from dia_jax.ops import KV, apply_rope, attend, attend_with_cache, causal_mask, product, quantize_kernel, rope_angles
 
 Quantize = Literal["int8"]
-"""How kernels may be stored in fewer bits: "int8", per output channel; embeddings and norms stay as they are."""
+"""How kernels may be stored in fewer bits: "int8", one scale for each output. Embeddings and norms stay as they are."""
 
+Angles = tuple[jax.Array, jax.Array]
+"""What `rope_angles` gives."""
 
-MANY_ROWS = 512
-"""From here on a product is one of training or of a long prompt; see `_product_on_cpu`."""
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class KV:
-    """Keys and values of one attention layer, RoPE applied: arrays [R, K, S, H] in the compute dtype."""
-
-    k: jax.Array
-    v: jax.Array
-
-
-def rope_angles(positions: jax.Array, head_dim: int, theta: float) -> tuple[jax.Array, jax.Array]:
-    """Cosines and sines of RoPE (Su et al., 2021): angle = position / theta^(2i / head_dim).
-
-    Args:
-        positions: int array [R, T] or [1, T].
-
-    Returns:
-        Two float32 arrays [R, T, 1, H / 2].
-    """
-    # Powers in float64, rounded once: in float32 they would depend on the platform's pow, and positions multiply the
-    # error.
-    frequencies = np.float32(1.0) / np.power(theta, np.arange(0, head_dim, 2) / head_dim).astype(np.float32)
-    angles = positions[..., None, None].astype(jnp.float32) * frequencies
-    return jnp.cos(angles), jnp.sin(angles)
-
-
-def apply_rope(x: jax.Array, angles: tuple[jax.Array, jax.Array]) -> jax.Array:
-    """Rotates the first half of each head against its second half; float32 [R, T, N, H] in and out."""
-    cos, sin = angles
-    first, second = jnp.split(x, 2, axis=-1)
-    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
-
-
-def _precision(dtype: jnp.dtype) -> jax.lax.Precision | None:
-    # TPUs multiply float32 in bfloat16 passes and GPUs in TF32 unless told otherwise; float32 here means float32.
-    return jax.lax.Precision.HIGHEST if dtype == jnp.float32 else None
-
-
-def _scores(q: jax.Array, k: jax.Array) -> jax.Array:
-    """[R, K, G, T, H] and [R, K, S, H] of one dtype -> float32 [R, K, G, T, S]."""
-    precision = _precision(k.dtype)
-    return jnp.einsum("RKGTH,RKSH->RKGTS", q, k, precision=precision, preferred_element_type=jnp.float32)
-
-
-def _scores_on_cpu(q: jax.Array, k: jax.Array) -> jax.Array:
-    """`_scores` with the keys on the left, for the reason that `_product_on_cpu` gives; 16 bit has no such product."""
-    if jnp.dtype(k.dtype).itemsize == 2:
-        return _scores(q, k)
-    precision = _precision(k.dtype)
-    scores = jnp.einsum("RKSH,RKGTH->RKSGT", k, q, precision=precision, preferred_element_type=jnp.float32)
-    return jnp.moveaxis(jax.lax.optimization_barrier(scores), 2, -1)
-
-
-def attend(q: jax.Array, *parts: tuple[KV, jax.Array]) -> jax.Array:
-    """Attention with factor 1.0 over the keys of all parts together; query head h uses key/value head h // G.
-
-    Args:
-        q: float32 [R, T, N, H].
-        parts: keys and values [R, K, S, H] each, with a mask, bool [R, T, S] or what broadcasts to it; False hides a
-            key.
-
-    Returns:
-        float32 [R, T, N * H].
-    """
-    rows, time, heads, head_dim = q.shape
-    dtype = parts[0][0].k.dtype
-    q = q.astype(dtype).reshape(rows, time, parts[0][0].k.shape[1], -1, head_dim).transpose(0, 2, 3, 1, 4)
-    # A finite floor, so that a row with nothing to see (padding) yields numbers that are thrown away, not NaN.
-    floor = jnp.finfo(jnp.float32).min
-    scores = [
-        jnp.where(mask[:, None, None], jax.lax.platform_dependent(q, kv.k, cpu=_scores_on_cpu, default=_scores), floor)
-        for kv, mask in parts
-    ]
-    highest = functools.reduce(jnp.maximum, [part.max(axis=-1, keepdims=True) for part in scores])
-    weights = [jnp.exp(part - highest) for part in scores]
-    add = functools.partial(functools.reduce, jnp.add)
-    total = add([part.sum(axis=-1, keepdims=True) for part in weights])
-    # Divided by the total after the product: so many elements fewer, and none to write down again.
-    mix = functools.partial(
-        jnp.einsum, "RKGTS,RKSH->RKGTH", precision=_precision(dtype), preferred_element_type=jnp.float32
-    )
-    out = add([mix(part.astype(dtype), kv.v) for part, (kv, _) in zip(weights, parts, strict=True)])
-    return (out / total).transpose(0, 3, 1, 2, 4).reshape(rows, time, heads * head_dim)
-
-
-def attend_then_write(q: jax.Array, cache: KV, new: KV, start: jax.Array) -> tuple[jax.Array, KV]:
-    """Attends to the cache's rows before start and to the new ones, and writes these into the cache.
-
-    Nothing in the call reads what is written, so it is written in place. If attention read the updated cache, a TPU
-    would update it in its fast memory and copy all of it back: a quarter more bytes at 16 clips.
-
-    Args:
-        q: float32 [R, T, N, H].
-        cache: rows before, [R, K, S, H], S >= start + T.
-        new: [R, K, T, H].
-        start: int [R].
-    """
-    before = jnp.arange(cache.k.shape[2]) < start[:, None]
-    out = attend(q, (cache, before[:, None]), (new, _causal(q.shape[1])))
-    return out, _write_rows(cache, new, start)
-
-
-def write_then_attend(q: jax.Array, cache: KV, new: KV, start: jax.Array) -> tuple[jax.Array, KV]:
-    """The same the other way round, for XLA's CPU backend, which would copy a cache that is read before it is written.
-
-    It puts no order between the two, and so keeps what was there.
-    """
-    cache = _write_rows(cache, new, start)
-    positions = start[:, None] + jnp.arange(q.shape[1])  # [R, T]
-    return attend(q, (cache, jnp.arange(cache.k.shape[2]) <= positions[..., None])), cache
-
-
-def _causal(time: int) -> jax.Array:
-    return jnp.tril(jnp.ones((1, time, time), bool))
-
-
-def _write_rows(cache: KV, new: KV, start: jax.Array) -> KV:
-    """Puts new [R, K, T, H] into cache [R, K, S, H] at rows start[r] .. start[r] + T - 1."""
-
-    def write(cache: jax.Array, new: jax.Array) -> jax.Array:
-        # One update a row: as one vmapped update it would be a scatter, which TPUs run as a loop over a copy of the
-        # cache.
-        for row in range(cache.shape[0]):
-            cache = jax.lax.dynamic_update_slice(cache, new[row : row + 1], (row, 0, start[row], 0))
-        return cache
-
-    return jax.tree.map(write, cache, new)
+_kernel_init = jax.nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal", in_axis=-1, out_axis=-2)
+_embedding_init = jax.nn.initializers.normal(1.0)
 
 
 class Linear(nnx.Module):
-    """A product with a kernel [out, in], without bias; float32 [..., in] -> float32 [..., out].
+    """A product with a kernel [*out, in], without bias; float32 [..., in] -> float32 [..., *out].
 
-    The kernel is of the compute dtype or, after `quantize`, int8 with a float32 scale for each output.
+    Not `nnx.Linear`: the kernel is [out, in], which is the order at which the CPU backend is fast, the result is
+    float32 whatever the compute dtype, and after `quantize` the kernel is int8 with a float32 scale for each output.
     """
 
-    def __init__(self, in_size: int, out_size: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+    def __init__(self, in_size: int, out_size: int | tuple[int, ...], *, dtype: jnp.dtype, rngs: nnx.Rngs):
         self.dtype = dtype
-        init = jax.nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal", in_axis=1, out_axis=0)
-        self.weight = nnx.Param(init(rngs.params(), (out_size, in_size), dtype))
+        out = (out_size,) if isinstance(out_size, int) else out_size
+        self.weight = nnx.Param(_kernel_init(rngs.params(), (*out, in_size), dtype))
         self.scale: nnx.Param | None = nnx.data(None)
 
     def quantize(self) -> None:
@@ -181,103 +54,35 @@ class Linear(nnx.Module):
         self.weight, self.scale = nnx.Param(weight), nnx.Param(scale)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        weight, rows = self.weight[...], x.reshape(-1, x.shape[-1])
-        if self.scale is None:
-            out = jax.lax.platform_dependent(weight, rows.astype(self.dtype), cpu=_product_on_cpu, default=_product)
-        else:
-            # Where the backend converts the kernel on its way into the product, only int8 crosses the memory bus. XLA's
-            # CPU backend would write the converted kernel out first, so there the rows become int8 instead.
-            out = self.scale[...] * jax.lax.platform_dependent(
-                weight,
-                rows,
-                cpu=_int8_product,
-                default=lambda weight, rows: _product(weight.astype(self.dtype), rows.astype(self.dtype)),
-            )
-        return out.reshape(*x.shape[:-1], -1)
+        scale = None if self.scale is None else self.scale[...]
+        out = product(x.reshape(-1, x.shape[-1]), self.weight[...], scale, self.dtype)
+        return out.reshape(*x.shape[:-1], *out.shape[1:])
 
 
-def _product(weight: jax.Array, rows: jax.Array) -> jax.Array:
-    """[out, in] and [rows, in] of one dtype -> float32 [rows, out]."""
-    return jnp.einsum("OI,RI->RO", weight, rows, precision=_precision(rows.dtype), preferred_element_type=jnp.float32)
+def _embed(vocab_size: int, size: int, *, dtype: jnp.dtype, rngs: nnx.Rngs) -> nnx.Embed:
+    # In the dtype of its table, or the whole table would be converted before the lookup.
+    return nnx.Embed(vocab_size, size, dtype=dtype, param_dtype=dtype, embedding_init=_embedding_init, rngs=rngs)
 
 
-def _product_on_cpu(weight: jax.Array, rows: jax.Array) -> jax.Array:
-    """`_product` with the operands in the order that XLA's CPU backend is fast at.
-
-    It packs the right operand anew on every call: with the kernel there, the few rows of a decode step take two and a
-    half times as long in float32 and a quarter longer in int8. In 16 bit it is the other way round, and with many rows
-    the transpose behind it costs more than that saves: the gradients of a small model take a sixth longer.
-    """
-    if jnp.dtype(rows.dtype).itemsize == 2 or (rows.dtype == jnp.float32 and len(rows) >= MANY_ROWS):
-        return _product(weight, rows)
-    dtype = jnp.int32 if rows.dtype == jnp.int8 else jnp.float32
-    out = jnp.einsum("OI,RI->OR", weight, rows, precision=_precision(rows.dtype), preferred_element_type=dtype)
-    # The barrier keeps XLA from seeing that a transposed product is the product of the swapped operands.
-    return jax.lax.optimization_barrier(out).T.astype(jnp.float32)
-
-
-def _int8_product(weight: jax.Array, rows: jax.Array) -> jax.Array:
-    """int8 [out, in] and float32 [rows, in] -> float32 [rows, out] by products of int8 alone.
-
-    A row is written as step * (high + low / 254), two rows of int8, where step is its largest magnitude / 127: an error
-    of at most step / 508 an element. The kernel is read once for both.
-    """
-    step = jnp.maximum(jnp.max(jnp.abs(rows), axis=1, keepdims=True), jnp.finfo(jnp.float32).tiny) / 127
-    scaled = rows / step
-    high = jnp.round(scaled)
-    low = jnp.round((scaled - high) * 254)
-    both = _product_on_cpu(weight, jnp.concatenate([high, low]).astype(jnp.int8))
-    high, low = jnp.split(both, 2)
-    return (high + low / 254) * step
-
-
-def quantize_kernel(weight: jax.Array | np.ndarray) -> tuple[Any, Any]:
-    """Rounds a kernel [out, in] to int8, symmetric, one scale an output: weight ~ scale * kernel.
-
-    Returns:
-        int8 [out, in] in -127 .. 127 and float32 [out], of the kind of array that went in.
-    """
-    numbers = np if isinstance(weight, np.ndarray) else jnp
-    weight = weight.astype(np.float32)
-    scale = numbers.maximum(numbers.abs(weight).max(axis=1), np.finfo(np.float32).tiny) / np.float32(127)
-    return numbers.round(weight / scale[:, None]).astype(np.int8), scale
-
-
-class Embedding(nnx.Module):
-    """A table [V, D] looked up by id; gives float32."""
-
-    def __init__(self, vocab_size: int, size: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
-        self.weight = nnx.Param(jax.random.normal(rngs.params(), (vocab_size, size), dtype))
-
-    def __call__(self, ids: jax.Array) -> jax.Array:
-        return self.weight[...][ids].astype(jnp.float32)
-
-
-class RMSNorm(nnx.Module):
-    """x / sqrt(mean(x^2) + eps) * weight (Zhang & Sennrich, 2019), in float32."""
-
-    def __init__(self, size: int, eps: float):
-        self.weight = nnx.Param(jnp.ones((size,), jnp.float32))
-        self.eps = eps
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        return x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + self.eps) * self.weight[...]
+def _norm(config: EncoderConfig | DecoderConfig, *, rngs: nnx.Rngs) -> nnx.RMSNorm:
+    return nnx.RMSNorm(config.hidden_size, epsilon=config.norm_eps, rngs=rngs)
 
 
 class Mlp(nnx.Module):
-    """SwiGLU: wo(silu(gate) * up), with gate and up side by side in one kernel [D, 2F]."""
+    """SwiGLU: wo(silu(gate) * up). Gate and up have an axis of their own in the kernel [2, F, D], so that F can be
+    split over devices without separating the two."""
 
     def __init__(self, size: int, mlp_size: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
-        self.wi_fused = Linear(size, 2 * mlp_size, dtype=dtype, rngs=rngs)
+        self.wi_fused = Linear(size, (2, mlp_size), dtype=dtype, rngs=rngs)
         self.wo = Linear(mlp_size, size, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        gate, up = jnp.split(self.wi_fused(x), 2, axis=-1)
-        return self.wo(jax.nn.silu(gate) * up)
+        both = self.wi_fused(x)  # [..., 2, F]
+        return self.wo(jax.nn.silu(both[..., 0, :]) * both[..., 1, :])
 
 
 class Attention(nnx.Module):
-    """The four projections of an attention layer; who attends to what is the layer's business."""
+    """The four projections of an attention layer; the layer decides what attends to what."""
 
     def __init__(
         self,
@@ -296,12 +101,12 @@ class Attention(nnx.Module):
         self.v_proj = Linear(key_size, num_kv_heads * head_dim, dtype=dtype, rngs=rngs)
         self.o_proj = Linear(num_heads * head_dim, size, dtype=dtype, rngs=rngs)
 
-    def queries(self, x: jax.Array, angles: tuple[jax.Array, jax.Array] | None) -> jax.Array:
+    def queries(self, x: jax.Array, angles: Angles | None) -> jax.Array:
         """float32 [R, T, D] -> float32 [R, T, N, H], rotated if angles are given."""
         q = self._heads(self.q_proj(x))
         return q if angles is None else apply_rope(q, angles)
 
-    def keys_values(self, x: jax.Array, angles: tuple[jax.Array, jax.Array] | None) -> KV:
+    def keys_values(self, x: jax.Array, angles: Angles | None) -> KV:
         """float32 [R, S, D] -> keys (rotated if angles are given) and values [R, K, S, H] in the compute dtype."""
         k, v = self._heads(self.k_proj(x)), self._heads(self.v_proj(x))
         k = k if angles is None else apply_rope(k, angles)
@@ -315,14 +120,14 @@ class Attention(nnx.Module):
 class EncoderLayer(nnx.Module):
     def __init__(self, config: EncoderConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs):
         size = config.hidden_size
-        self.pre_sa_norm = RMSNorm(size, config.norm_eps)
+        self.pre_sa_norm = _norm(config, rngs=rngs)
         self.self_attention = Attention(
             size, size, config.num_heads, config.num_kv_heads, config.head_dim, dtype=dtype, rngs=rngs
         )
-        self.post_sa_norm = RMSNorm(size, config.norm_eps)
+        self.post_sa_norm = _norm(config, rngs=rngs)
         self.mlp = Mlp(size, config.mlp_size, dtype=dtype, rngs=rngs)
 
-    def __call__(self, x: jax.Array, angles: tuple[jax.Array, jax.Array], mask: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, angles: Angles, mask: jax.Array) -> jax.Array:
         attention = self.self_attention
         h = self.pre_sa_norm(x)
         x = x + attention.o_proj(attend(attention.queries(h, angles), (attention.keys_values(h, angles), mask)))
@@ -330,17 +135,21 @@ class EncoderLayer(nnx.Module):
 
 
 class Encoder(nnx.Module):
-    """Bidirectional over the bytes of a script; padding is masked as a key, and what padded rows hold is never read."""
+    """Bidirectional over the bytes of a script. Padding is masked as a key, and its outputs are never read."""
 
     def __init__(self, config: EncoderConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs):
         self.config = config
-        self.embedding = Embedding(config.vocab_size, config.hidden_size, dtype=dtype, rngs=rngs)
+        self.embedding = _embed(config.vocab_size, config.hidden_size, dtype=dtype, rngs=rngs)
         self.layers = nnx.List([EncoderLayer(config, dtype=dtype, rngs=rngs) for _ in range(config.num_layers)])
-        self.norm = RMSNorm(config.hidden_size, config.norm_eps)
+        self.norm = _norm(config, rngs=rngs)
+
+    def embed(self, text: jax.Array) -> jax.Array:
+        """int [R, S] -> float32 [R, S, D]."""
+        return self.embedding(text).astype(jnp.float32)
 
     def __call__(self, text: jax.Array, text_mask: jax.Array) -> jax.Array:
         """int [R, S] and bool [R, S] (False where padded) -> float32 [R, S, D]."""
-        x = self.embedding(text)
+        x = self.embed(text)
         angles = rope_angles(jnp.arange(text.shape[1])[None], self.config.head_dim, self.config.rope_theta)
         for layer in self.layers:
             x = layer(x, angles, text_mask[:, None, :])
@@ -351,11 +160,11 @@ class DecoderLayer(nnx.Module):
     def __init__(self, config: DiaConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs):
         dec = config.decoder
         size = dec.hidden_size
-        self.pre_sa_norm = RMSNorm(size, dec.norm_eps)
+        self.pre_sa_norm = _norm(dec, rngs=rngs)
         self.self_attention = Attention(
             size, size, dec.num_heads, dec.num_kv_heads, dec.head_dim, dtype=dtype, rngs=rngs
         )
-        self.pre_ca_norm = RMSNorm(size, dec.norm_eps)
+        self.pre_ca_norm = _norm(dec, rngs=rngs)
         self.cross_attention = Attention(
             size,
             config.encoder.hidden_size,
@@ -365,73 +174,67 @@ class DecoderLayer(nnx.Module):
             dtype=dtype,
             rngs=rngs,
         )
-        self.pre_mlp_norm = RMSNorm(size, dec.norm_eps)
+        self.pre_mlp_norm = _norm(dec, rngs=rngs)
         self.mlp = Mlp(size, dec.mlp_size, dtype=dtype, rngs=rngs)
 
     def __call__(
         self,
         x: jax.Array,
-        angles: tuple[jax.Array, jax.Array],
-        cross_angles: tuple[jax.Array, jax.Array] | None,
+        angles: Angles,
+        cross_angles: Angles | None,
         cross: tuple[KV, jax.Array],
         cache: KV | None,
         start: jax.Array,
     ) -> tuple[jax.Array, KV]:
-        x, kv = self.attend_self(x, angles, cache, start)
-        return self.attend_text(x, cross_angles, cross), kv
+        """See `Decoder.__call__`; `cross` holds the layer's keys and values with their mask."""
+        out, kv = self.attend_self(x, angles, cache, start)
+        x = x + out
+        x = x + self.cross_attention.o_proj(attend(self.cross_queries(x, cross_angles), cross))
+        return x + self.mlp(self.pre_mlp_norm(x)), kv
 
-    def attend_self(
-        self, x: jax.Array, angles: tuple[jax.Array, jax.Array], cache: KV | None, start: jax.Array
-    ) -> tuple[jax.Array, KV]:
-        """Adds what the rows before have to say; gives the keys and values too, or the cache that they are in."""
+    def attend_self(self, x: jax.Array, angles: Angles, cache: KV | None, start: jax.Array) -> tuple[jax.Array, KV]:
+        """Self-attention; gives the cache with the new keys and values, or these alone where there is no cache."""
         attention = self.self_attention
         h = self.pre_sa_norm(x)
         q, kv = attention.queries(h, angles), attention.keys_values(h, angles)
         if cache is None:
-            out = attend(q, (kv, _causal(x.shape[1])))
+            out = attend(q, (kv, causal_mask(x.shape[1])))
         else:
-            out, kv = jax.lax.platform_dependent(q, cache, kv, start, cpu=write_then_attend, default=attend_then_write)
-        return x + attention.o_proj(out), kv
+            out, kv = attend_with_cache(q, cache, kv, start)
+        return attention.o_proj(out), kv
 
-    def attend_text(
-        self, x: jax.Array, angles: tuple[jax.Array, jax.Array] | None, cross: tuple[KV, jax.Array]
-    ) -> jax.Array:
-        """Adds what the script has to say, and the layer's own thoughts on it."""
-        x = x + self.cross_attention.o_proj(attend(self.cross_queries(x, angles), cross))
-        return x + self.mlp(self.pre_mlp_norm(x))
-
-    def cross_queries(self, x: jax.Array, angles: tuple[jax.Array, jax.Array] | None) -> jax.Array:
-        """What is asked of the script: float32 [R, T, N, H] from the stream behind the self-attention."""
+    def cross_queries(self, x: jax.Array, angles: Angles | None) -> jax.Array:
+        """Cross-attention queries, float32 [R, T, N, H], from the stream after self-attention."""
         return self.cross_attention.queries(self.pre_ca_norm(x), angles)
 
 
 class Decoder(nnx.Module):
-    """Causal over the rows of the delayed grid, cross-attending to the encoded script."""
+    """Causal over the positions of the delayed grid, cross-attending to the encoded script."""
 
     def __init__(self, config: DiaConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs):
         dec = config.decoder
         self.config: DecoderConfig = dec
         self.rope_in_cross_attention = config.variant == "v0.1"
         # One table for all channels, channel c's ids at c * V: nine lookups in one gather.
-        self.embeddings = Embedding(dec.num_channels * dec.vocab_size, dec.hidden_size, dtype=dtype, rngs=rngs)
+        self.embeddings = _embed(dec.num_channels * dec.vocab_size, dec.hidden_size, dtype=dtype, rngs=rngs)
         self.layers = nnx.List([DecoderLayer(config, dtype=dtype, rngs=rngs) for _ in range(dec.num_layers)])
-        self.norm = RMSNorm(dec.hidden_size, dec.norm_eps)
+        self.norm = _norm(dec, rngs=rngs)
         self.logits_dense = Linear(dec.hidden_size, dec.num_channels * dec.vocab_size, dtype=dtype, rngs=rngs)
 
     def embed(self, tokens: jax.Array) -> jax.Array:
         """int [R, T, C] -> float32 [R, T, D], the sum over the channels."""
         offsets = jnp.arange(self.config.num_channels) * self.config.vocab_size
-        return self.embeddings(tokens + offsets).sum(axis=-2)
+        return self.embeddings(tokens + offsets).astype(jnp.float32).sum(axis=-2)
 
     def cross_cache(self, encoded: jax.Array) -> list[KV]:
         """The cross-attention's keys and values of every layer, from the encoder's output float32 [R, S, D]."""
         angles = self.cross_angles(jnp.arange(encoded.shape[1])[None])
         return [layer.cross_attention.keys_values(encoded, angles) for layer in self.layers]
 
-    def empty_cache(self, rows: int, length: int) -> list[KV]:
-        """Self-attention caches of zeros, one a layer, for `rows` rows of the batch and `length` rows of the grid."""
+    def empty_cache(self, lanes: int, length: int) -> list[KV]:
+        """Self-attention caches of zeros, one for each layer, with room for `length` positions."""
         dec = self.config
-        zeros = jnp.zeros((rows, dec.num_kv_heads, length, dec.head_dim), self.logits_dense.dtype)
+        zeros = jnp.zeros((lanes, dec.num_kv_heads, length, dec.head_dim), self.logits_dense.dtype)
         return [KV(k=zeros, v=zeros) for _ in self.layers]
 
     def __call__(
@@ -442,18 +245,18 @@ class Decoder(nnx.Module):
         text_mask: jax.Array,
         cache: list[KV] | None = None,
     ) -> tuple[jax.Array, list[KV]]:
-        """Runs rows start[r] .. start[r] + T - 1 of the grid.
+        """Runs positions start[r] .. start[r] + T - 1 of the grid.
 
         Args:
             tokens: int [R, T, C].
-            start: int [R], the position of each row's first token.
+            start: int [R], the position of each lane's first token.
             cross: from `cross_cache`.
             text_mask: bool [R, S_text], False where the script is padded.
-            cache: keys and values of the rows before, [R, K, S, H] a layer, S >= start + T; without it the call
-                attends to its own rows alone.
+            cache: keys and values of the positions before, [R, K, S, H] for each layer, S >= start + T; without it the
+                call attends to its own positions alone.
 
         Returns:
-            float32 [R, T, D], normed, ready for `logits`; and the caches with the new rows written in.
+            float32 [R, T, D], normed, ready for `logits`; and the caches with the new positions written in.
         """
         positions = start[:, None] + jnp.arange(tokens.shape[1])  # [R, T]
         x = self.embed(tokens)
@@ -468,11 +271,11 @@ class Decoder(nnx.Module):
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """float32 [R, T, D] -> float32 [R, T, C, V]."""
-        # Behind the barrier XLA reshapes the logits; without it, a TPU's compiler reshapes the kernel on every step.
+        # After the barrier XLA reshapes the logits; without it, a TPU's compiler reshapes the kernel on every step.
         logits = jax.lax.optimization_barrier(self.logits_dense(hidden))
         return logits.reshape(*hidden.shape[:-1], self.config.num_channels, self.config.vocab_size)
 
-    def cross_angles(self, positions: jax.Array) -> tuple[jax.Array, jax.Array] | None:
+    def cross_angles(self, positions: jax.Array) -> Angles | None:
         """RoPE's angles in the cross-attention for positions [R, T]; only v0.1 has it there."""
         if not self.rope_in_cross_attention:
             return None
@@ -484,7 +287,7 @@ class DiaModel(nnx.Module):
 
     Args:
         config: sizes and behaviour.
-        dtype: compute dtype: float32, bfloat16 or float16. Norm scales are float32 whatever it is.
+        dtype: compute dtype: float32, bfloat16 or float16. Norm scales are float32 in every case.
         rngs: for random initial weights; `nnx.eval_shape` makes the module without any.
     """
 
@@ -504,10 +307,10 @@ class DiaModel(nnx.Module):
 
         Args:
             text: int [R, S], byte tokens, 0 where padded.
-            tokens: int [R, T, C], rows 0 .. T - 1 of the delayed grid.
+            tokens: int [R, T, C], positions 0 .. T - 1 of the delayed grid.
 
         Returns:
-            float32 [R, T, C, V]; the logits at row t are for row t + 1.
+            float32 [R, T, C, V]; the logits at position t are for position t + 1.
         """
         text_mask = text != 0
         cross = self.decoder.cross_cache(self.encoder(text, text_mask))

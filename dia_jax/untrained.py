@@ -62,9 +62,9 @@ def random_params(
             head_dim = config.decoder.cross_head_dim if "cross_attention" in path else sizes.head_dim
             gain = head_dim**-0.5
         if isinstance(config, DacConfig):  # twelve residual units would make it thousands of times louder
-            is_last = path == ("decoder", "conv2", "weight")
+            is_last = path == ("decoder", "conv2", "kernel")
             gain = 0.1 if is_last else 0.3 if str(path[-3]).startswith("res_unit") and path[-2] == "conv2" else 1.0
-        inputs = value.shape[1] if isinstance(config, DiaConfig) else math.prod(value.shape[:-1])
+        inputs = value.shape[-1] if isinstance(config, DiaConfig) else math.prod(value.shape[:-1])
         return gain * noise / math.sqrt(inputs)
 
     flat = [(path, v.replace(jax.device_put(draw(path, v).astype(v.dtype)))) for path, v in nnx.to_flat_state(abstract)]

@@ -37,7 +37,7 @@ from dia_jax.checkpoint import (
 )
 from dia_jax.config import DiaConfig
 from dia_jax.model import DiaModel
-from dia_jax.pipeline import Codec, Dia, load_codec_from
+from dia_jax.pipeline import Codec, Dia, open_codec
 from dia_jax.text import encode_text
 from dia_jax.training.data import BatchSettings, Dataset, batches
 from dia_jax.training.lora import add_lora, initial_adapters, write_adapter
@@ -373,7 +373,7 @@ def train(
     dataset = Dataset(data, config)
     held_out = None if validation is None else Dataset(validation, config)
     own = None if checkpoint is None else codec_beside(checkpoint.path)
-    for name, each in ((own, load_codec_from(own) if own else None), ("the one for samples", codec)):
+    for name, each in ((own, open_codec(own) if own else None), ("the one for samples", codec)):
         if each and not dataset.made_by(each):
             raise TrainingError(f"{data} was prepared with another codec than {name}; prepare it with that one.")
     for text in sample_texts:

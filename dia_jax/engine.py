@@ -1,0 +1,569 @@
+"""The host's half of decoding: which clip is decoded when. The only loop over calls of the device in this package.
+
+Knows `decode.py`, the codec and threads; knows no text, files or arguments of callers. Requests come in from any
+thread, and each gets a `Job`. One thread owns the batches on the device; a second one turns codes into samples beside
+it. Both end when nothing is left to do, and what was on the device is freed.
+
+A turn of the loop:
+    1. drop what was cancelled, and put waiting requests into free slots;
+    2. dispatch the next call of every batch;
+    3. read what the call before made, while this one runs, and hand it to the jobs.
+"""
+
+import atexit
+import collections
+import concurrent.futures
+import contextlib
+import dataclasses
+import itertools
+import queue
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+from flax import nnx
+
+from dia_jax import dac
+from dia_jax.config import DiaConfig, DiaError
+from dia_jax.decode import (
+    FIRST_SIZE,
+    NOT_ENDED,
+    DecodeState,
+    Prefilled,
+    Progress,
+    Request,
+    bucket,
+    cache_size,
+    decode_chunk,
+    decoder_weights,
+    empty_state,
+    insert,
+    last_position,
+    prefill,
+    read_codes,
+    release,
+    resize,
+    steps_per_call,
+    text_size,
+)
+
+CALL_SECONDS = 1.0
+"""How long a call lasts at most, on machines so slow that `steps_per_call` steps would take longer."""
+
+
+class DecodeError(DiaError):
+    """A clip that the model cannot make; the message says why."""
+
+
+class Job(concurrent.futures.Future):
+    """A clip that was asked for: a `concurrent.futures.Future` whose value is all of it.
+
+    The value is codes int32 [n, C], or samples float32 [n * hop]. `cancel` works until the clip is finished, and frees
+    its slot within one call of the loop.
+
+    Attributes:
+        request: what the clip is made from.
+        codes: int32 [n, C], the frames that are complete so far; those of a clip that failed stay.
+    """
+
+    def __init__(self, request: Request, config: DiaConfig, *, batch_size: int, is_stream: bool, context: int | None):
+        super().__init__()
+        channels = config.decoder.num_channels
+        self.request = request
+        self.codes = np.zeros((0, channels), np.int32)
+        self.batch_size, self.is_stream = batch_size, is_stream
+        self.is_closed = False  # all frames are there and were handed on
+        self._config, self._context = config, context  # None where codes are wanted
+        self.chunk_sizes: Iterator[int] = itertools.repeat(dac.WINDOW)
+        self._grid = np.zeros((config.decoder.max_length + config.max_delay + 1, channels), np.int32)
+        self._position = self.planned = len(request.prompt)
+        self._end, self._limit = NOT_ENDED, 1 + len(request.prompt) + request.max_frames
+        self._sent, self._next_size = 0, 0
+        self._parts: list[np.ndarray] = []
+        self._chunks: queue.SimpleQueue[np.ndarray | None] = queue.SimpleQueue()
+        self._cancelling = threading.Lock()
+        self.add_done_callback(lambda job: job._chunks.put(None))
+
+    def cancel(self) -> bool:
+        """Stops the clip; False if it is finished already."""
+        with self._cancelling:
+            if not self.cancelled() and super().cancel():
+                self.set_running_or_notify_cancel()
+        return self.cancelled()
+
+    def chunks(self) -> Iterator[np.ndarray]:
+        """Yields the parts of the clip as soon as they can exist; joined, they are its value. For one reader.
+
+        Raises:
+            DiaError, RuntimeError: the clip failed; after the parts that were made before.
+            concurrent.futures.CancelledError: it was cancelled.
+        """
+        while True:
+            with contextlib.suppress(queue.Empty):  # a wait without an end cannot be interrupted everywhere
+                chunk = self._chunks.get(timeout=0.5)
+                if chunk is None:
+                    break
+                yield chunk
+        if error := self.exception():
+            raise error
+
+    # What follows is called by the engine's threads.
+
+    @property
+    def wants_sound(self) -> bool:
+        return self._context is not None
+
+    @property
+    def last_position(self) -> int:
+        """The position at which the clip is done, as far as it is known."""
+        return last_position(min(self._end, self._limit), self._config)
+
+    def read(self, position: int, end: int, tokens: np.ndarray) -> None:
+        """Takes over the grid up to `position`, whose last positions are `tokens`."""
+        first, begin, stop = max(position + 1 - len(tokens), 0), self._position + 1, position + 1
+        self._grid[begin:stop] = tokens[begin - first : stop - first]
+        self._position, self._end = position, end
+        # A frame is complete when its last channel is drawn.
+        start, stop = len(self.request.prompt) + len(self.codes), min(position - self._config.max_delay, end - 1)
+        if stop > start:
+            codes = read_codes(self._grid, start=start, stop=stop, config=self._config)
+            self.codes = np.concatenate([self.codes, codes])
+        self.is_closed = self._position >= last_position(end, self._config)
+
+    def cuts(self) -> Iterator[tuple[int, int, bool]]:
+        """The next parts whose samples can be made: first frame, frame after the last, and whether it ends the clip."""
+        assert self._context is not None
+        while True:
+            self._next_size = self._next_size or next(self.chunk_sizes)
+            left = len(self.codes) - self._sent
+            if not self.is_closed and left < self._next_size + self._context:
+                return
+            start, self._sent = self._sent, self._sent + min(self._next_size, left)
+            self._next_size = 0
+            is_last = self.is_closed and self._sent == len(self.codes)
+            yield start, self._sent, is_last
+            if is_last:
+                return
+
+    def give(self, part: np.ndarray, *, is_last: bool) -> None:
+        """Hands a part on to whoever reads, and ends the job with the last one."""
+        self._parts.append(part)
+        if len(part):
+            self._chunks.put(part)
+        if is_last:
+            with contextlib.suppress(concurrent.futures.InvalidStateError):  # cancelled meanwhile
+                self.set_result(np.concatenate(self._parts))
+
+    def give_codes(self) -> None:
+        """Hands on the codes that are new."""
+        start, self._sent = self._sent, len(self.codes)
+        self.give(self.codes[start:], is_last=self.is_closed)
+
+    def fail(self, error: Exception) -> None:
+        if not isinstance(error, DiaError):
+            # Each job has an exception of its own: several threads may raise them at the same time.
+            cause, error = error, RuntimeError(f"{type(error).__name__}: {' '.join(str(error).split())[:500]}")
+            error.__cause__ = cause
+        with contextlib.suppress(concurrent.futures.InvalidStateError):
+            self.set_exception(error)
+
+
+@dataclasses.dataclass
+class _Batch:
+    """Clips that are decoded together, their scripts padded to one size.
+
+    Attributes:
+        text: the size of the scripts.
+        state: on the device.
+        jobs: what each slot holds; None where it is free.
+        seconds: what a step took; 0 before one was seen.
+    """
+
+    text: int
+    state: DecodeState
+    jobs: list[Job | None]
+    seconds: float = 0.0
+
+    @property
+    def live(self) -> list[Job]:
+        return [job for job in self.jobs if job is not None]
+
+    @property
+    def cache(self) -> int:
+        return self.state.cache[0].k.shape[2]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Call:
+    """A call of the loop that was dispatched: what its slots held, and where its results will be."""
+
+    batch: _Batch
+    jobs: list[Job | None]
+    progress: Progress
+    steps: int
+    dispatched: float
+
+
+class Engine:
+    """Decodes any number of clips, together as far as they fit. Safe to call from several threads.
+
+    Clips are in one batch if their scripts are padded to the same size. A clip whose size has no batch yet joins one of
+    a larger size where the padding costs fewer bytes a step than reading the weights once more.
+
+    Args:
+        graphdef, params, config: the model.
+        codec: turns codes into samples; None for codes alone.
+    """
+
+    def __init__(self, graphdef: nnx.GraphDef, params: nnx.State, config: DiaConfig, *, codec: dac.Codec | None = None):
+        self._model, self._config, self._codec = (graphdef, params), config, codec
+        self._context = dac.decoder_context(codec.config) if codec else None
+        dec = config.decoder
+        self._dtype = params["decoder"]["embeddings"]["embedding"].dtype
+        self._weight_bytes = sum(w.size * w.dtype.itemsize for w in decoder_weights(params))
+        lanes_of_keys_and_values = 4 * dec.num_layers * dec.cross_num_kv_heads
+        self._bytes_of_text = lanes_of_keys_and_values * dec.cross_head_dim * self._dtype.itemsize
+        self._incoming: collections.deque[Job] = collections.deque()
+        self._waiting: list[Job] = []
+        self._batches: dict[int, _Batch] = {}
+        self._calls: list[_Call] = []
+        self._collected = 0.0
+        self._prefilled: tuple[tuple[bytes, bytes, int], Prefilled] | None = None
+        # Parts of streams are made before those of whole clips.
+        self._cuts: tuple[collections.deque[tuple[Job, int, int, bool]], ...] = (
+            collections.deque(),
+            collections.deque(),
+        )
+        self._loop = _Worker("dia_jax loop", self._turn)
+        self._sound = _Worker("dia_jax codec", self._make_sound)
+
+    def submit(self, request: Request, *, sound: bool, batch_size: int = 8) -> Job:
+        """Asks for a whole clip.
+
+        Args:
+            request: a checked one.
+            sound: whether samples are wanted; otherwise codes.
+            batch_size: clips that may be decoded at the same time, those of other callers included. Of all requests
+                that wait or run, the largest number counts.
+        """
+        return self._start(Job(request, self._config, batch_size=batch_size, is_stream=False, context=self._of(sound)))
+
+    def stream(self, request: Request, *, first_frames: int, max_frames: int, batch_size: int = 8) -> Job:
+        """Asks for a clip whose samples are wanted as they come; where slots are short, it goes before whole clips.
+
+        Args:
+            request: a checked one.
+            first_frames: of the first chunk; each further one is twice as long.
+            max_frames: where that ends.
+            batch_size: see `submit`.
+        """
+        job = Job(request, self._config, batch_size=batch_size, is_stream=True, context=self._of(True))
+        job.chunk_sizes = (min(first_frames << min(i, 32), max_frames) for i in itertools.count())
+        return self._start(job)
+
+    def _of(self, sound: bool) -> int | None:
+        if sound and self._context is None:
+            raise ValueError("Samples need a codec, and this engine has none.")
+        return self._context if sound else None
+
+    def _start(self, job: Job) -> Job:
+        self._incoming.append(job)
+        self._loop.wake()
+        return job
+
+    # --- The loop ----------------------------------------------------------------------------------------------------
+
+    def _turn(self) -> bool:
+        """One turn; False if there is nothing left to do."""
+        before, self._calls = self._calls, []
+        try:
+            self._release_cancelled()
+            self._admit()
+            for batch in self._batches.values():
+                self._dispatch(batch)
+            for call in before:
+                self._collect(call)
+        except Exception as error:
+            self._recover(before, error)
+        busy = bool(self._incoming or self._waiting or self._batches or self._calls)
+        if not busy:
+            self._prefilled = None
+        return busy
+
+    def _release_cancelled(self) -> None:
+        for batch in self._batches.values():
+            for slot, job in enumerate(batch.jobs):
+                if job is not None and job.done():
+                    batch.jobs[slot] = None
+                    batch.state = release(batch.state, slot)
+
+    def _admit(self) -> None:
+        """Gives free slots to waiting jobs, streams first, and fits the sizes of the batches to what they hold."""
+        while self._incoming:
+            self._waiting.append(self._incoming.popleft())
+        self._waiting = [job for job in self._waiting if not job.done()]
+        self._waiting.sort(key=lambda job: not job.is_stream)
+        live = [job for batch in self._batches.values() for job in batch.live]
+        capacity = max((job.batch_size for job in (*live, *self._waiting)), default=0)
+        count = max(capacity - len(live), 0)
+        new, self._waiting = self._waiting[:count], self._waiting[count:]
+        groups = {size: batch.live for size, batch in self._batches.items()}
+        for job in new:
+            groups.setdefault(self._place(job, groups), []).append(job)
+        for size, jobs in groups.items():
+            if jobs:
+                batch = self._fit(size, jobs, capacity)
+                for job in jobs:
+                    if job not in batch.jobs:
+                        self._insert(batch, job)
+        self._batches = {size: batch for size, batch in self._batches.items() if batch.live}
+
+    def _place(self, job: Job, groups: dict[int, list[Job]]) -> int:
+        """The size of the batch that a job joins."""
+        own = self._text_size(job)
+        if groups.get(own):
+            return own
+        for size in sorted(size for size, jobs in groups.items() if jobs and size > own):
+            padding = sum(size - self._text_size(other) for other in (job, *groups[size]))
+            if padding * self._bytes_of_text <= self._weight_bytes:
+                return size
+        return own
+
+    def _text_size(self, job: Job) -> int:
+        return text_size(len(job.request.text), self._config)
+
+    def _fit(self, size: int, jobs: Sequence[Job], capacity: int) -> _Batch:
+        """The batch of a text size, with slots and caches for these jobs.
+
+        The caches are as long as the furthest clip needs, so what a clip costs, and in 16 bits how its sums are
+        rounded, depends on its neighbours. They shrink when half their length would do for twice what is needed.
+        """
+        steps = steps_per_call(self._config)
+        need = max(job.planned for job in jobs) + steps
+        first = min(FIRST_SIZE, max(job.last_position for job in jobs) + 1)
+        slots = bucket(len(jobs), 1, capacity)
+        if size not in self._batches:
+            cache = cache_size(max(need, first), self._config)
+            state = empty_state(self._config, slots=slots, cache=cache, text=size, dtype=self._dtype)
+            self._batches[size] = _Batch(size, state, [None] * slots)
+        batch = self._batches[size]
+        if slots < len(batch.jobs) and (not self._waiting or len(jobs) >= capacity):
+            self._resize(batch, slots=slots, capacity=capacity)
+        wanted, relaxed = (cache_size(max(each, first), self._config) for each in (need, 2 * need))
+        if not wanted <= batch.cache <= relaxed:
+            self._resize(batch, cache=wanted if batch.cache < wanted else relaxed)
+        if slots > len(batch.jobs):
+            self._resize(batch, slots=slots, capacity=capacity)
+        return batch
+
+    def _resize(self, batch: _Batch, *, slots: int = 0, capacity: int = 0, cache: int = 0) -> None:
+        """Changes the slots of a batch, or the length of its caches, one size at a time: so few programs do."""
+        for size in _path(len(batch.jobs), slots, slot_sizes(capacity)) if slots else ():
+            kept = [slot for slot, job in enumerate(batch.jobs) if job is not None]
+            if size > len(batch.jobs):
+                kept = list(range(len(batch.jobs)))
+            kept += [-1] * (size - len(kept))
+            batch.state = resize(batch.state, kept, cache=batch.cache)
+            batch.jobs = [batch.jobs[slot] if slot >= 0 else None for slot in kept]
+        for size in _path(batch.cache, cache, cache_sizes(self._config)) if cache else ():
+            batch.state = resize(batch.state, range(len(batch.jobs)), cache=size)
+
+    def _insert(self, batch: _Batch, job: Job) -> None:
+        slot = batch.jobs.index(None)
+        request = job.request
+        key = (request.text.tobytes(), request.prompt.tobytes(), batch.text)
+        try:
+            if self._prefilled is None or self._prefilled[0] != key:
+                self._prefilled = None  # freed before the next one is made
+                self._prefilled = key, prefill(*self._model, self._config, request, size=batch.text)
+        except Exception as error:  # touches nothing of those that run
+            job.fail(error)
+            return
+        batch.state = insert(batch.state, self._prefilled[1], request, slot, config=self._config)
+        batch.jobs[slot] = job
+
+    def _dispatch(self, batch: _Batch) -> None:
+        steps = steps_per_call(self._config)
+        if batch.seconds * steps > CALL_SECONDS:
+            steps = max(int(CALL_SECONDS / batch.seconds), 1)
+        batch.state, progress = decode_chunk(*self._model, batch.state, np.int32(steps))
+        progress.numbers.copy_to_host_async()
+        progress.tokens.copy_to_host_async()
+        self._calls.append(_Call(batch, list(batch.jobs), progress, steps, time.perf_counter()))
+        for job in batch.live:
+            job.planned += steps
+        self._vacate(batch)
+
+    def _vacate(self, batch: _Batch) -> None:
+        """Frees the slots of clips that the calls dispatched so far finish."""
+        batch.jobs = [
+            None if job is not None and (job.is_closed or job.planned >= job.last_position) else job
+            for job in batch.jobs
+        ]
+
+    def _collect(self, call: _Call) -> None:
+        """Waits for a call, and hands what it made to its jobs."""
+        numbers, tokens = np.asarray(call.progress.numbers), np.asarray(call.progress.tokens)
+        now = time.perf_counter()
+        call.batch.seconds = (now - max(call.dispatched, self._collected)) / call.steps
+        self._collected = now
+        for slot, job in enumerate(call.jobs):
+            if job is None or job.done() or job.is_closed:
+                continue
+            position, end, _, failed = map(int, numbers[:, slot])
+            if failed:
+                job.fail(
+                    DecodeError(
+                        f"The logits are not finite after {len(job.codes)} frames, computed in {self._dtype}; "
+                        "float16 overflows where bfloat16 and float32 do not, so load the model with one of these."
+                    )
+                )
+                continue
+            job.read(position, end, tokens[slot])
+            if job.wants_sound:
+                self._cuts[not job.is_stream].extend((job, *cut) for cut in job.cuts())
+                self._sound.wake()
+            else:
+                job.give_codes()
+        self._vacate(call.batch)
+
+    def _recover(self, before: list[_Call], error: Exception) -> None:
+        """After a call that failed, whose donated arrays are gone: all that ran has failed, and the rest goes on."""
+        for call in before:
+            with contextlib.suppress(Exception):  # it may have ended well
+                self._collect(call)
+        jobs = [job for call in (*before, *self._calls) for job in call.jobs]
+        jobs += [job for batch in self._batches.values() for job in batch.jobs]
+        self._batches, self._calls, self._prefilled = {}, [], None
+        for job in jobs:
+            if job is not None and not job.is_closed:
+                job.fail(error)
+
+    # --- Sound -------------------------------------------------------------------------------------------------------
+
+    def _make_sound(self) -> bool:
+        """Decodes the parts that are ready, several in a call; False if there are none."""
+        cuts: list[tuple[Job, int, int, bool]] = []
+        for ready in self._cuts:
+            while ready and len(cuts) < dac.BATCH:
+                cuts.append(ready.popleft())
+        if not cuts:
+            return False
+        cuts = [cut for cut in cuts if not cut[0].done()]
+        windows = [
+            [(job.codes, begin, min(begin + dac.WINDOW, stop)) for begin in range(start, stop, dac.WINDOW)]
+            for job, start, stop, _ in cuts
+        ]
+        assert self._codec is not None
+        try:
+            samples = iter(self._codec.decode_windows(list(itertools.chain(*windows))))
+        except Exception as error:
+            for job, *_ in cuts:
+                job.fail(error)
+            return True
+        for (job, _, _, is_last), parts in zip(cuts, windows, strict=True):
+            job.give(np.concatenate([np.zeros(0, np.float32), *(next(samples) for _ in parts)]), is_last=is_last)
+        return True
+
+    # --- Compiling ---------------------------------------------------------------------------------------------------
+
+    def compile(self, request: Request, *, batch_size: int) -> int:
+        """Compiles, and keeps, every program that up to `batch_size` clips like this one can need.
+
+        For each number of slots in `slot_sizes(batch_size)` and each cache in `cache_sizes` up to the clip's end: the
+        decode call, `insert`, `release` and `resize` to the next sizes. For the clip: its prefill. For the codec: each
+        window size, alone and in a batch.
+
+        Returns:
+            the number of programs of `decode_chunk` among them.
+        """
+        text = text_size(len(request.text), self._config)
+        last = last_position(1 + len(request.prompt) + request.max_frames, self._config) + 1
+        largest = cache_size(last, self._config)
+        caches = [size for size in cache_sizes(self._config) if size <= largest]
+        prefilled = prefill(*self._model, self._config, request, size=text)
+        slots = slot_sizes(batch_size)
+        for (i, cache), (j, count) in itertools.product(enumerate(caches), enumerate(slots)):
+
+            def state(count: int = count, cache: int = cache) -> DecodeState:
+                return empty_state(self._config, slots=count, cache=cache, text=text, dtype=self._dtype)
+
+            if cache >= cache_size(len(request.prompt), self._config):
+                insert(state(), prefilled, request, 0, config=self._config)
+            release(decode_chunk(*self._model, state(), np.int32(0))[0], 0)
+            for other in (*slots[j + 1 : j + 2], *slots[max(j - 1, 0) : j]):
+                resize(state(), [*range(count), *[-1] * other][:other], cache=cache)
+            for size in (*caches[i + 1 : i + 2], *caches[max(i - 1, 0) : i]):
+                resize(state(), range(count), cache=size)
+        if self._codec is not None:
+            self._codec.compile(encoder=len(request.prompt) > 0)
+        return len(caches) * len(slots)
+
+
+def slot_sizes(capacity: int) -> list[int]:
+    """The numbers of slots that batches of up to `capacity` clips have: powers of two, and `capacity` itself."""
+    return [*itertools.takewhile(lambda size: size < capacity, (1 << i for i in itertools.count())), capacity]
+
+
+def cache_sizes(config: DiaConfig) -> list[int]:
+    """The lengths that caches have."""
+    return sorted({cache_size(positions, config) for positions in range(1, config.decoder.max_length + 1)})
+
+
+def _path(start: int, stop: int, sizes: list[int]) -> list[int]:
+    """From one size to another through all that lie between."""
+    if start < stop:
+        return [size for size in sizes if start < size < stop] + [stop]
+    return [size for size in reversed(sizes) if stop < size < start] + ([stop] if stop < start else [])
+
+
+class _Worker:
+    """A thread that calls a function as long as it has work, and ends then; `wake` starts another one.
+
+    A daemon, so that an abandoned clip does not keep the interpreter alive; stopped before JAX is torn down.
+    """
+
+    def __init__(self, name: str, work: Callable[[], bool]):
+        self._name, self._work = name, work
+        self._lock = threading.Lock()
+        self._is_wanted = self._is_stopping = False
+        self._thread: threading.Thread | None = None
+        _workers.add(self)
+
+    def wake(self) -> None:
+        """Makes sure that the function is called once more."""
+        with self._lock:
+            self._is_wanted = True
+            if self._thread is None or not self._thread.is_alive():
+                self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
+                self._thread.start()
+
+    def _run(self) -> None:
+        while True:
+            with self._lock:
+                # Not this thread, if an interruption fell into its start and `wake` started another one.
+                if self._thread is not threading.current_thread():
+                    return
+                if self._is_stopping or not self._is_wanted:
+                    self._thread = None
+                    return
+                self._is_wanted = False
+            while not self._is_stopping and self._work():
+                pass
+
+    def stop(self) -> None:
+        """Waits for the call of the function that is under way."""
+        self._is_stopping = True
+        if thread := self._thread:
+            thread.join()
+
+
+_workers: weakref.WeakSet[_Worker] = weakref.WeakSet()
+
+
+@atexit.register
+def _stop_all() -> None:
+    for worker in list(_workers):
+        worker.stop()
