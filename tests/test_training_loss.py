@@ -10,8 +10,10 @@ import torch
 from flax import nnx
 
 from dia_jax.checkpoint import load_params, open_checkpoint
-from dia_jax.training.data import Dataset, Writer, make_batch
-from dia_jax.training.loss import LossSettings, forward, loss
+from dia_jax.training.batches import Dataset, make_batch
+from dia_jax.training.loss import forward, loss
+from dia_jax.training.prepare import Writer
+from dia_jax.training.settings import LossSettings
 from dia_jax.untrained import SMALL_DAC, SMALL_DIA, random_params
 
 from conftest import reference_config, reference_model
@@ -41,7 +43,7 @@ def dataset(tmp_path_factory):
 def test_loss_is_that_of_transformers(reference, dataset):
     theirs, ours, config = reference
     batch = make_batch(dataset, dataset.items)
-    labels = np.where(batch["learnt"], batch["grid"][:, 1:], -100)
+    labels = np.where(batch["loss_mask"], batch["grid"][:, 1:], -100)
     channels = config.decoder.num_channels
     with torch.no_grad():
         expected = theirs(
@@ -82,7 +84,7 @@ def test_a_hidden_script_is_what_guidance_sees(dataset):
 def test_a_row_that_is_not_heard_is_padding(dataset):
     model = nnx.merge(*random_params(SMALL_DIA))
     batch = make_batch(dataset, dataset.items)
-    batch["heard"][:, 7:19] = False
+    batch["history_mask"][:, 7:19] = False
     tokens = batch["grid"][:, :-1].copy()
     tokens[:, 7:19] = SMALL_DIA.pad_token_id
     logits, _ = forward(model, batch, LossSettings())
@@ -102,7 +104,7 @@ def test_what_is_not_learnt_does_not_count(dataset):
             expected += weight * float(nats[i, delay + prompt : delay + item.frames + 1, channel].sum())
             count += weight * (item.frames + 1 - prompt)
     assert float(value) == pytest.approx(expected / count, rel=1e-5)
-    assert batch["learnt"].sum() < make_batch(dataset, dataset.items)["learnt"].sum()
+    assert batch["loss_mask"].sum() < make_batch(dataset, dataset.items)["loss_mask"].sum()
 
 
 def test_alignment_loss_turns_the_attention_to_what_is_heard(dataset):
@@ -110,10 +112,9 @@ def test_alignment_loss_turns_the_attention_to_what_is_heard(dataset):
     batch = make_batch(dataset, dataset.items)
     settings = LossSettings(alignment_weight=1.0, alignment_layers=(0, 1), alignment_width=0)
     _, attention = forward(model, batch, settings)
-    known = batch["byte"] >= 0
-    heard = np.take_along_axis(np.asarray(attention[0]), np.maximum(batch["byte"], 0)[..., None], axis=-1)[..., 0]
-    other = np.take_along_axis(np.asarray(attention[1]), np.maximum(batch["byte"], 0)[..., None], axis=-1)[..., 0]
-    expected = np.mean([-np.log(part[known] + 1e-6).mean() for part in (heard, other)])
+    known, index = batch["spoken_byte"] >= 0, np.maximum(batch["spoken_byte"], 0)[..., None]
+    given, other = (np.take_along_axis(np.asarray(attention[i]), index, axis=-1)[..., 0] for i in (0, 1))
+    expected = np.mean([-np.log(part[known] + 1e-6).mean() for part in (given, other)])
     with_it, parts = loss(model, batch, settings)
     without, _ = loss(model, batch, dataclasses.replace(settings, alignment_layers=()))
     assert float(parts["alignment"]) == pytest.approx(expected, rel=1e-4)
