@@ -179,7 +179,7 @@ def test_every_clip_comes_once_an_epoch_and_batches_repeat(folder):
     epoch = sum(-(-count // clips[length]) for length, count in sizes.items())
     assert epoch < len(first)
     found = [firsts[tuple(grid[1 + delays, np.arange(9)])] for batch in first[:epoch] for grid in batch["grid"]]
-    # Each at least once, and more often only what fills up a bucket's last batch.
+    # Each at least once, and more often only those that fill up a bucket's last batch.
     assert set(found) == set(range(len(dataset.items)))
     filled = sum(-count % clips[length] for length, count in sizes.items())
     assert len(found) == len(dataset.items) + filled

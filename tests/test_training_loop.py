@@ -253,7 +253,7 @@ ONE_STEP = dataclasses.replace(SETTINGS, learning_rate=1e-3, warmup_steps=0, cli
 def test_accumulated_batches_are_one_larger_batch(data):
     settings = dataclasses.replace(ONE_STEP, ema_decay=0.0)
     dataset = Dataset(data, CONFIG)
-    equal = [dataclasses.replace(item, frames=60) for item in dataset.items]  # as many slots in each half
+    equal = [dataclasses.replace(item, frames=60) for item in dataset.items]  # as many targets in each half
     recipe, _, frozen = make_recipe(CONFIG, settings)
     mesh = make_mesh(1)
     state = initial_state(recipe, random_params(CONFIG)[1], mesh)
@@ -410,7 +410,7 @@ def test_bfloat16_computes_over_float32_weights(data, tmp_path):
 
 
 def test_the_average_runs_over_the_weights(data):
-    """By hand over three updates; it begins short, or it would be of the random beginning."""
+    """Recomputed over three updates; the decay starts low, or the average would be that of the initial weights."""
     recipe, _, _ = make_recipe(CONFIG, SETTINGS)
     state = initial_state(recipe, random_params(CONFIG)[1], make_mesh(1))
     expected = jax.device_get(state.trained)

@@ -1,4 +1,4 @@
-"""The loss against that of `transformers`, and the trainer's walk through the layers against the model's own."""
+"""The loss against that of `transformers`, and the trainer's forward pass against the model's own."""
 
 import dataclasses
 
@@ -55,12 +55,12 @@ def test_loss_is_that_of_transformers(reference, dataset):
     value, parts = jax.jit(loss, static_argnums=(2,))(ours, batch, LossSettings(first_channel_weight=1.0))
     assert float(value) == pytest.approx(expected, rel=1e-5)
     weighted, _ = loss(ours, batch, LossSettings(first_channel_weight=4.0))
-    each = np.asarray(parts["channels"])  # as many slots in each
+    each = np.asarray(parts["channels"])  # as many targets in each
     assert float(weighted) == pytest.approx((4 * each[0] + each[1:].sum()) / 12, rel=1e-5)
 
 
 @pytest.mark.parametrize("remat", [False, True])
-def test_the_trainers_walk_is_the_models(dataset, remat):
+def test_the_trainers_forward_pass_is_the_models(dataset, remat):
     model = nnx.merge(*random_params(SMALL_DIA))
     batch = make_batch(dataset, dataset.items)
     logits, attention = forward(model, batch, LossSettings(remat=remat, alignment_layers=(1,)))
@@ -69,7 +69,7 @@ def test_the_trainers_walk_is_the_models(dataset, remat):
 
 
 def test_a_hidden_script_is_what_guidance_sees(dataset):
-    """Zeros under the mask of what stood there: the unconditional row of the decode loop's prefill."""
+    """Zeros under the script's mask: the unconditional branch of the decode loop's prefill."""
     model = nnx.merge(*random_params(SMALL_DIA))
     batch = make_batch(dataset, dataset.items)
     hidden = batch | {"text": np.zeros_like(batch["text"])}
@@ -81,7 +81,7 @@ def test_a_hidden_script_is_what_guidance_sees(dataset):
     np.testing.assert_array_equal(logits, expected)
 
 
-def test_a_row_that_is_not_heard_is_padding(dataset):
+def test_a_hidden_position_is_padding(dataset):
     model = nnx.merge(*random_params(SMALL_DIA))
     batch = make_batch(dataset, dataset.items)
     batch["history_mask"][:, 7:19] = False
@@ -91,7 +91,7 @@ def test_a_row_that_is_not_heard_is_padding(dataset):
     np.testing.assert_array_equal(logits, model(batch["text"], tokens))
 
 
-def test_what_is_not_learnt_does_not_count(dataset):
+def test_targets_outside_the_loss_mask_do_not_count(dataset):
     model = nnx.merge(*random_params(SMALL_DIA))
     batch = make_batch(dataset, dataset.items, prompts=[10, 5, 20])
     value, _ = loss(model, batch, LossSettings())
@@ -107,7 +107,7 @@ def test_what_is_not_learnt_does_not_count(dataset):
     assert batch["loss_mask"].sum() < make_batch(dataset, dataset.items)["loss_mask"].sum()
 
 
-def test_alignment_loss_turns_the_attention_to_what_is_heard(dataset):
+def test_alignment_loss_is_that_of_the_attention_to_the_spoken_byte(dataset):
     model = nnx.merge(*random_params(SMALL_DIA))
     batch = make_batch(dataset, dataset.items)
     settings = LossSettings(alignment_weight=1.0, alignment_layers=(0, 1), alignment_width=0)

@@ -335,8 +335,12 @@ def train_codec(
         raise TrainingError(f"{run} lies in {source}, where its samples would be taken for recordings; name another.")
     recordings = find_recordings(source)
     base_path, base_digest = (None, None) if checkpoint is None else (checkpoint.path, checkpoint.digest())
-    same = identity(settings) | {"codec": config.to_json(), "base": base_digest, "recordings": _digest(recordings)}
-    folder = RunFolder(run, same, base_path)
+    run_identity = identity(settings) | {
+        "codec": config.to_json(),
+        "base": base_digest,
+        "recordings": _digest(recordings),
+    }
+    folder = RunFolder(run, run_identity, base_path)
     graphdef, params = random_params(config, seed=settings.seed) if checkpoint is None else load_params(checkpoint)
     transform = make_transform(settings)
     usage = jnp.ones((config.num_codebooks, config.codebook_size)) * settings.clips * settings.frames

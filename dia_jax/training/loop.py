@@ -107,8 +107,8 @@ def train(
         encode_text(text, max_length=config.encoder.max_length, vocab_size=config.encoder.vocab_size)
 
     base_path, base_digest = (None, None) if checkpoint is None else (checkpoint.path, checkpoint.digest())
-    same = identity(settings) | {"model": config.to_json(), "data": dataset.digest, "base": base_digest}
-    folder = RunFolder(run, same, base_path, devices=mesh.size)
+    run_identity = identity(settings) | {"model": config.to_json(), "data": dataset.digest, "base": base_digest}
+    folder = RunFolder(run, run_identity, base_path, devices=mesh.size)
     if folder.initial["devices"] % mesh.size:
         raise TrainingError(
             f"{run} started on {folder.initial['devices']} devices, for which its batches are composed; {mesh.size} "
