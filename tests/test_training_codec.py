@@ -130,6 +130,19 @@ def test_a_run_learns_resumes_and_its_result_loads(recordings, tmp_path):
         train_codec(tmp_path / "others" / "run", tmp_path / "others", settings, base=CONFIG)
 
 
+def test_a_sample_is_an_excerpt_and_then_its_reconstruction(recordings, tmp_path):
+    settings = dataclasses.replace(SETTINGS, steps=1)
+    made = train_codec(tmp_path / "run", recordings, settings, base=CONFIG)
+    samples, rate = soundfile.read(tmp_path / "run" / "samples" / "0000001.wav", dtype="float32")
+    assert rate == CONFIG.sample_rate
+    excerpt, reconstruction = np.split(samples, 2)
+    original = next(excerpts(find_recordings(recordings), CONFIG, settings))[0]
+    np.testing.assert_allclose(excerpt, original, atol=1e-4)  # 16 bits
+    module, valid = nnx.merge(*load_params(open_checkpoint(made))), jnp.array([settings.frames])
+    expected = module.decode(module.encode(original[None], valid), valid)[0]
+    np.testing.assert_allclose(reconstruction, expected, atol=1e-4)
+
+
 def test_decoder_only_leaves_the_codes_as_they_are(recordings, tmp_path):
     save_params(tmp_path / "base", CONFIG, random_params(CONFIG)[1])
     settings = dataclasses.replace(SETTINGS, decoder_only=True, learning_rate=1e-2)
