@@ -32,8 +32,10 @@ from common import RESULTS, machine, table, write_results
 from flax import nnx
 
 from dia_jax import Dia, dac
-from dia_jax.training.data import Dataset, Writer, make_batch
-from dia_jax.training.loss import LossSettings, loss
+from dia_jax.training.batches import Dataset, make_batch
+from dia_jax.training.loss import loss
+from dia_jax.training.prepare import Writer
+from dia_jax.training.settings import LossSettings
 
 USUAL = {1: speech.VOICES["alto"], 2: speech.VOICES["bass"]}
 """Whose voice a tag is, where no prompt says otherwise."""

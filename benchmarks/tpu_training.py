@@ -29,16 +29,8 @@ import jax.numpy as jnp
 from jax.experimental import topologies
 
 from dia_jax import DiaConfig
-from dia_jax.training.loop import (
-    TrainSettings,
-    abstract_state,
-    batch_sharding,
-    compile_step,
-    make_mesh,
-    make_program,
-    shardings,
-)
-from dia_jax.training.loss import LossSettings
+from dia_jax.training.settings import LossSettings, TrainSettings
+from dia_jax.training.step import abstract_state, batch_sharding, compile_step, make_mesh, make_recipe, shardings
 from dia_jax.untrained import SMALL_DIA
 
 SLICES = {"v4-8": "v4:2x2x1", "v5e-4": "v5e:2x2"}
@@ -61,9 +53,9 @@ def compile_for(target: str, settings: TrainSettings, config: DiaConfig, clips: 
     """Compiles one step for a slice, from shapes alone."""
     devices = topologies.get_topology_desc(platform="tpu", topology_name=SLICES[target]).devices
     mesh = make_mesh(settings.fsdp, list(devices))
-    program, trained, frozen = make_program(config, settings)
+    recipe, trained, frozen = make_recipe(config, settings)
 
-    state = abstract_state(program, trained, mesh)
+    state = abstract_state(recipe, trained, mesh)
 
     def placed(tree: Any) -> Any:
         return jax.tree.map(
@@ -75,16 +67,16 @@ def compile_for(target: str, settings: TrainSettings, config: DiaConfig, clips: 
         "text": ((clips, text), jnp.int32),
         "text_mask": ((clips, text), jnp.bool_),
         "grid": ((clips, rows + 1, channels), jnp.int32),
-        "heard": ((clips, rows), jnp.bool_),
-        "learnt": ((clips, rows, channels), jnp.bool_),
-        "byte": ((clips, rows), jnp.int32),
+        "history_mask": ((clips, rows), jnp.bool_),
+        "loss_mask": ((clips, rows, channels), jnp.bool_),
+        "spoken_byte": ((clips, rows), jnp.int32),
     }
     batch = {
         name: jax.ShapeDtypeStruct(shape, dtype, sharding=batch_sharding(mesh))
         for name, (shape, dtype) in shapes.items()
     }
     began = time.perf_counter()
-    step = compile_step(program, mesh, state, frozen)
+    step = compile_step(recipe, mesh, state, frozen)
     weights = state.trained
     number = jax.ShapeDtypeStruct((), jnp.int32)
     gradients = step.gradients.lower(weights, placed(frozen), batch, number).compile()

@@ -23,15 +23,9 @@ import numpy as np
 from common import RESULTS, machine, table, write_results
 
 from dia_jax import DiaConfig
-from dia_jax.training.loop import (
-    TrainSettings,
-    compile_step,
-    frozen_weights,
-    initial_state,
-    initial_weights,
-    make_mesh,
-    make_program,
-)
+from dia_jax.training.settings import TrainSettings
+from dia_jax.training.step import compile_step, initial_state, make_mesh, make_recipe
+from dia_jax.training.weights import frozen_weights, initial_weights
 from dia_jax.untrained import SMALL_DIA
 
 sys.path.insert(0, str(Path(__file__).parent / "tiny"))
@@ -60,9 +54,9 @@ def memory_gb() -> float:
 
 def measure(config: DiaConfig, settings: TrainSettings, clips: int, rows: int, steps: int) -> dict[str, Any]:
     mesh = make_mesh(1)
-    program, trained, frozen = make_program(config, settings)
+    recipe, trained, frozen = make_recipe(config, settings)
     frozen = frozen_weights(config, settings, frozen, mesh)
-    state = initial_state(program, initial_weights(config, settings, trained), mesh)
+    state = initial_state(recipe, initial_weights(config, settings, trained), mesh)
     total = sum(x.size for x in jax.tree.leaves(frozen if settings.lora_rank else state.trained))
     rng = np.random.default_rng(0)
     channels = config.decoder.num_channels
@@ -70,12 +64,12 @@ def measure(config: DiaConfig, settings: TrainSettings, clips: int, rows: int, s
         "text": rng.integers(1, 120, (clips, 128)).astype(np.int32),
         "text_mask": np.ones((clips, 128), bool),
         "grid": rng.integers(0, config.eos_token_id, (clips, rows + 1, channels)).astype(np.int32),
-        "heard": np.ones((clips, rows), bool),
-        "learnt": np.ones((clips, rows, channels), bool),
-        "byte": np.full((clips, rows), -1, np.int32),
+        "history_mask": np.ones((clips, rows), bool),
+        "loss_mask": np.ones((clips, rows, channels), bool),
+        "spoken_byte": np.full((clips, rows), -1, np.int32),
     }
     began = time.perf_counter()
-    step = compile_step(program, mesh, state, frozen)
+    step = compile_step(recipe, mesh, state, frozen)
     step.gradients.lower(state.trained, frozen, batch, state.step).compile()
     compiling = time.perf_counter() - began
     times = []

@@ -410,7 +410,7 @@ class Prepare:
         _needs_train_extra()
         from dia_jax.config import DiaConfig, read_json
         from dia_jax.pipeline import open_codec
-        from dia_jax.training.data import prepare
+        from dia_jax.training.prepare import prepare
 
         config = None if self.config is None else DiaConfig.from_json(read_json(self.config))
         codec = open_codec(resolve(self.codec), progress=not self.quiet)
@@ -500,9 +500,8 @@ class Train:
         from dia_jax.checkpoint import codec_beside
         from dia_jax.config import DiaConfig
         from dia_jax.pipeline import DEFAULT_CODEC, DEFAULT_REPO, open_codec
-        from dia_jax.training.data import BatchSettings
-        from dia_jax.training.loop import TrainSettings, train
-        from dia_jax.training.loss import LossSettings
+        from dia_jax.training.loop import train
+        from dia_jax.training.settings import BatchSettings, LossSettings, TrainSettings
 
         settings = TrainSettings(
             steps=self.steps,
@@ -588,7 +587,8 @@ class TrainCodec:
         _needs_train_extra()
         from dia_jax.config import DacConfig
         from dia_jax.pipeline import DEFAULT_CODEC
-        from dia_jax.training.codec import CodecSettings, train_codec
+        from dia_jax.training.codec import train_codec
+        from dia_jax.training.settings import CodecSettings
 
         settings = CodecSettings(
             steps=self.steps,

@@ -13,8 +13,10 @@ import dia_jax
 from dia_jax import Dia, save_params
 from dia_jax.__main__ import run
 from dia_jax.text import encode_text
-from dia_jax.training.data import Dataset, Writer, make_batch
-from dia_jax.training.loss import LossSettings, loss
+from dia_jax.training.batches import Dataset, make_batch
+from dia_jax.training.loss import loss
+from dia_jax.training.prepare import Writer
+from dia_jax.training.settings import LossSettings
 
 from conftest import reference_generate
 

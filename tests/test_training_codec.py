@@ -15,20 +15,18 @@ from dia_jax import load_params, open_checkpoint, save_params
 from dia_jax.config import DacConfig
 from dia_jax.training.codec import (
     MEL_SCALES,
-    CodecSettings,
     CodecState,
+    excerpts,
     find_recordings,
     magnitudes,
     make_transform,
     mel_bands,
     quantize,
     spectral_losses,
-    stretches,
     train_codec,
     update,
 )
-from dia_jax.training.data import DataError
-from dia_jax.training.run import TrainingError
+from dia_jax.training.settings import CodecSettings, DataError, TrainingError
 from dia_jax.untrained import random_params
 
 CONFIG = DacConfig(strides=(2, 4), encoder_size=4, decoder_size=16, num_codebooks=3, codebook_size=32, codebook_dim=4)
@@ -58,7 +56,7 @@ def test_mel_bands_cover_the_spectrum():
 
 def test_magnitudes_are_numpys():
     samples = np.random.default_rng(0).standard_normal((1, 4096)).astype(np.float32)
-    frame = samples[0, 1024 : 1024 + 2048] * np.hanning(2049)[:-1]  # its middle stands at 2048 = 4 hops
+    frame = samples[0, 1024 : 1024 + 2048] * np.hanning(2049)[:-1]  # its middle is at 2048 = 4 hops
     np.testing.assert_allclose(magnitudes(samples, 2048)[0, 4], np.abs(np.fft.rfft(frame)), rtol=1e-3, atol=1e-3)
 
 
@@ -110,7 +108,7 @@ def test_dead_entries_move_to_where_the_data_is():
     assert (np.abs(moved[1:]).max(axis=1) < 100).sum() == parts["revived"] >= 25
 
 
-def test_a_run_learns_goes_on_and_what_it_made_loads(recordings, tmp_path):
+def test_a_run_learns_resumes_and_its_result_loads(recordings, tmp_path):
     settings = dataclasses.replace(SETTINGS, steps=40, learning_rate=2e-3, log_every=5, save_every=20)
     made = train_codec(tmp_path / "whole", recordings, settings, base=CONFIG)
     lines = [json.loads(line) for line in (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()]
@@ -132,6 +130,19 @@ def test_a_run_learns_goes_on_and_what_it_made_loads(recordings, tmp_path):
         train_codec(tmp_path / "others" / "run", tmp_path / "others", settings, base=CONFIG)
 
 
+def test_a_sample_is_an_excerpt_and_then_its_reconstruction(recordings, tmp_path):
+    settings = dataclasses.replace(SETTINGS, steps=1)
+    made = train_codec(tmp_path / "run", recordings, settings, base=CONFIG)
+    samples, rate = soundfile.read(tmp_path / "run" / "samples" / "0000001.wav", dtype="float32")
+    assert rate == CONFIG.sample_rate
+    excerpt, reconstruction = np.split(samples, 2)
+    original = next(excerpts(find_recordings(recordings), CONFIG, settings))[0]
+    np.testing.assert_allclose(excerpt, original, atol=1e-4)  # 16 bits
+    module, valid = nnx.merge(*load_params(open_checkpoint(made))), jnp.array([settings.frames])
+    expected = module.decode(module.encode(original[None], valid), valid)[0]
+    np.testing.assert_allclose(reconstruction, expected, atol=1e-4)
+
+
 def test_decoder_only_leaves_the_codes_as_they_are(recordings, tmp_path):
     save_params(tmp_path / "base", CONFIG, random_params(CONFIG)[1])
     settings = dataclasses.replace(SETTINGS, decoder_only=True, learning_rate=1e-2)
@@ -142,7 +153,7 @@ def test_decoder_only_leaves_the_codes_as_they_are(recordings, tmp_path):
     assert not np.array_equal(before["decoder"]["conv1"]["weight"][...], after["decoder"]["conv1"]["weight"][...])
 
 
-def test_recordings_that_cannot_be_read_are_told(recordings, tmp_path):
+def test_recordings_that_cannot_be_read_are_refused(recordings, tmp_path):
     (tmp_path / "x.wav").write_bytes(b"no sound")
     with pytest.raises(DataError, match=r"x\.wav is not a readable"):
         find_recordings(tmp_path)
@@ -151,5 +162,5 @@ def test_recordings_that_cannot_be_read_are_told(recordings, tmp_path):
         find_recordings(tmp_path)
     with pytest.raises(TrainingError, match="seed is -1"):
         dataclasses.replace(SETTINGS, seed=-1)
-    one = next(stretches(find_recordings(recordings), CONFIG, SETTINGS, start=3))
+    one = next(excerpts(find_recordings(recordings), CONFIG, SETTINGS, start=3))
     assert one.shape == (2, 256 * 8)

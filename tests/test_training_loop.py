@@ -1,4 +1,4 @@
-"""A run: that it learns, goes on after kill -9 to the same bits, and makes the same of 1 and of 8 devices."""
+"""A run: it learns, resumes after kill -9 to the same bits, and gives the same on 1 and on 8 devices."""
 
 import contextlib
 import dataclasses
@@ -21,20 +21,21 @@ from orbax.checkpoint import v1 as ocp
 from dia_jax import CheckpointError, Dia, DiaConfig, TextError, convert, load_params, open_checkpoint, save_params
 from dia_jax.config import DecoderConfig, EncoderConfig
 from dia_jax.pipeline import Codec
-from dia_jax.training.data import BatchSettings, Dataset, Writer, encoder_digest, make_batch
-from dia_jax.training.loop import (
-    TrainSettings,
+from dia_jax.training.batches import Dataset, make_batch
+from dia_jax.training.folder import RunFolder
+from dia_jax.training.loop import train
+from dia_jax.training.lora import below_adapters
+from dia_jax.training.prepare import Writer, encoder_digest
+from dia_jax.training.settings import BatchSettings, LossSettings, TrainingError, TrainSettings
+from dia_jax.training.step import (
     abstract_state,
     compile_step,
     initial_state,
     make_mesh,
-    make_program,
+    make_recipe,
     schedule,
     shardings,
-    train,
 )
-from dia_jax.training.loss import LossSettings
-from dia_jax.training.run import RunFolder, TrainingError
 from dia_jax.untrained import SMALL_DAC, random_params
 
 CONFIG = DiaConfig(
@@ -57,7 +58,7 @@ SETTINGS = TrainSettings(
     warmup_steps=2,
     dtype="float32",
     ema_decay=0.9,
-    batch=BatchSettings(rows=512),
+    batch=BatchSettings(positions=512),
     loss=LossSettings(remat=False),
     log_every=3,
     save_every=2,
@@ -156,6 +157,13 @@ def test_a_run_of_other_settings_is_refused(data, tmp_path):
         train(tmp_path / "run", tmp_path / "more", dataclasses.replace(SETTINGS, steps=3), base=CONFIG)
 
 
+def test_float16_is_refused_because_there_is_no_loss_scaling():
+    with pytest.raises(TrainingError, match=r"dtype is 'float16'.*train in 'bfloat16' or 'float32'"):
+        dataclasses.replace(SETTINGS, dtype="float16")
+    with pytest.raises(TrainingError, match="must be one of float32, bfloat16"):
+        dataclasses.replace(SETTINGS, dtype="float8")
+
+
 def test_what_is_there_is_not_lost(data, tmp_path):
     """A folder that is no run, or one without its checkpoints, and a base inside the run's folder."""
     (tmp_path / "project" / "model").mkdir(parents=True)
@@ -217,10 +225,10 @@ def test_a_model_keeps_its_own_codec(data, tmp_path):
 
 def test_a_loss_that_is_no_number_ends_the_run(data, tmp_path):
     settings = dataclasses.replace(SETTINGS, learning_rate=1e30, warmup_steps=0, clip_norm=1e30)
-    with pytest.raises(TrainingError, match=r"is nan at step .*; begin a new run with a lower"):
+    with pytest.raises(TrainingError, match=r"is nan at step .*; start a new run with a lower"):
         train(tmp_path / "run", data, settings, base=CONFIG)
     with pytest.raises(TrainingError, match="gradient norm is inf at step 3"):
-        RunFolder(tmp_path / "other", {}).note(3, loss=1.0, gradient_norm=float("inf"))
+        RunFolder(tmp_path / "other", {}).log(3, loss=1.0, gradient_norm=float("inf"))
 
 
 def test_the_learning_rate_rises_and_falls_and_no_update_is_none():
@@ -245,11 +253,11 @@ ONE_STEP = dataclasses.replace(SETTINGS, learning_rate=1e-3, warmup_steps=0, cli
 def test_accumulated_batches_are_one_larger_batch(data):
     settings = dataclasses.replace(ONE_STEP, ema_decay=0.0)
     dataset = Dataset(data, CONFIG)
-    equal = [dataclasses.replace(item, frames=60) for item in dataset.items]  # as many slots in each half
-    program, _, frozen = make_program(CONFIG, settings)
+    equal = [dataclasses.replace(item, frames=60) for item in dataset.items]  # as many targets in each half
+    recipe, _, frozen = make_recipe(CONFIG, settings)
     mesh = make_mesh(1)
-    state = initial_state(program, random_params(CONFIG)[1], mesh)
-    step = compile_step(program, mesh, state, frozen)
+    state = initial_state(recipe, random_params(CONFIG)[1], mesh)
+    step = compile_step(recipe, mesh, state, frozen)
     again = jax.tree.map(jax.numpy.copy, state)  # what goes in is gone
     before = jax.device_get(state.trained)
     whole = step(state, frozen, [make_batch(dataset, equal)])
@@ -264,16 +272,15 @@ import sys
 sys.path.insert(0, sys.argv[1])
 import jax, numpy as np
 from test_training_loop import *
-from dia_jax.training.loop import compile_step
 assert len(jax.devices()) == 8
 dataset = Dataset(sys.argv[2], CONFIG)
 batch = make_batch(dataset, dataset.items)
 results = {}
 for name, fsdp, devices in (("one", 1, jax.devices()[:1]), ("data", 1, None), ("both", 4, None), ("fsdp", 8, None)):
-    program, _, frozen = make_program(CONFIG, ONE_STEP)
+    recipe, _, frozen = make_recipe(CONFIG, ONE_STEP)
     mesh = make_mesh(fsdp, devices)
-    state = initial_state(program, random_params(CONFIG)[1], mesh)
-    step = compile_step(program, mesh, state, frozen)
+    state = initial_state(recipe, random_params(CONFIG)[1], mesh)
+    step = compile_step(recipe, mesh, state, frozen)
     results[name] = state, _ = step(state, frozen, [batch])
     if name == "fsdp":
         kernels = [x for x in jax.tree.leaves(state.optimizer) if x.ndim == 2 and min(x.shape) >= 32]
@@ -352,7 +359,7 @@ def test_lora_trains_adapters_alone_and_they_merge_on_loading(data, tmp_path):
     assert noted[-1]["loss"] < noted[0]["loss"]
 
     # The merged model is the trained one.
-    program, trained, frozen = make_program(CONFIG, settings)
+    recipe, trained, frozen = make_recipe(CONFIG, settings)
     kernels = {path: value for path, value in values(tmp_path / "base").items() if path.endswith("_proj.weight")}
     merged = Dia.from_pretrained(tmp_path / "base", adapter=made, load_codec=False)
     changed = {".".join(map(str, p)): np.asarray(v[...]) for p, v in nnx.to_flat_state(merged.params)}
@@ -363,16 +370,14 @@ def test_lora_trains_adapters_alone_and_they_merge_on_loading(data, tmp_path):
 
     from safetensors.numpy import load_file
 
-    from dia_jax.training.loop import _below_adapters
-
     adapters = load_file(made / "adapter.safetensors")
     state = nnx.from_flat_state(
         [(p, v.replace(adapters[".".join(map(str, p))])) for p, v in nnx.to_flat_state(trained)]
     )
-    below = _below_adapters(load_params(open_checkpoint(tmp_path / "base"))[1], frozen)
+    below = below_adapters(load_params(open_checkpoint(tmp_path / "base"))[1], frozen)
     dataset = Dataset(data, CONFIG)
     batch = make_batch(dataset, dataset.items[:2])
-    beside = program.model(state, below)(batch["text"], batch["grid"][:, :-1])
+    beside = recipe.model(state, below)(batch["text"], batch["grid"][:, :-1])
     inside = nnx.merge(merged.graphdef, merged.params)(batch["text"], batch["grid"][:, :-1])
     np.testing.assert_allclose(beside, inside, atol=1e-4)
 
@@ -405,12 +410,12 @@ def test_bfloat16_computes_over_float32_weights(data, tmp_path):
 
 
 def test_the_average_runs_over_the_weights(data):
-    """By hand over three updates; it begins short, or it would be of the random beginning."""
-    program, _, _ = make_program(CONFIG, SETTINGS)
-    state = initial_state(program, random_params(CONFIG)[1], make_mesh(1))
+    """Recomputed over three updates; the decay starts low, or the average would be that of the initial weights."""
+    recipe, _, _ = make_recipe(CONFIG, SETTINGS)
+    state = initial_state(recipe, random_params(CONFIG)[1], make_mesh(1))
     expected = jax.device_get(state.trained)
     for decay in (1 / 10, 2 / 11, 3 / 12):
-        state, _ = program.update(state, jax.tree.map(jax.numpy.ones_like, state.trained))
+        state, _ = recipe.update(state, jax.tree.map(jax.numpy.ones_like, state.trained))
         new = jax.device_get(state.trained)
         expected = jax.tree.map(lambda old, new, decay=decay: old * decay + new * (1 - decay), expected, new)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), expected, state.average)
@@ -418,9 +423,9 @@ def test_the_average_runs_over_the_weights(data):
 
 def test_the_average_is_what_is_saved(data, tmp_path):
     made = train(tmp_path / "run", data, SETTINGS, base=CONFIG)
-    program, trained, _ = make_program(CONFIG, SETTINGS)
+    recipe, trained, _ = make_recipe(CONFIG, SETTINGS)
     with contextlib.closing(ocp.training.Checkpointer(str(tmp_path / "run" / "checkpoints"))) as manager:
-        state = manager.load(SETTINGS.steps, abstract_state(program, trained, make_mesh(1)))
+        state = manager.load(SETTINGS.steps, abstract_state(recipe, trained, make_mesh(1)))
     saved = load_params(open_checkpoint(made))[1]
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(saved), jax.device_get(state.average))
     different = jax.tree.map(lambda a, b: not np.array_equal(a, b), state.average, state.trained)

@@ -1,4 +1,4 @@
-"""The loss against that of `transformers`, and the trainer's walk through the layers against the model's own."""
+"""The loss against that of `transformers`, and the trainer's forward pass against the model's own."""
 
 import dataclasses
 
@@ -10,8 +10,10 @@ import torch
 from flax import nnx
 
 from dia_jax.checkpoint import load_params, open_checkpoint
-from dia_jax.training.data import Dataset, Writer, make_batch
-from dia_jax.training.loss import LossSettings, forward, loss
+from dia_jax.training.batches import Dataset, make_batch
+from dia_jax.training.loss import forward, loss
+from dia_jax.training.prepare import Writer
+from dia_jax.training.settings import LossSettings
 from dia_jax.untrained import SMALL_DAC, SMALL_DIA, random_params
 
 from conftest import reference_config, reference_model
@@ -41,7 +43,7 @@ def dataset(tmp_path_factory):
 def test_loss_is_that_of_transformers(reference, dataset):
     theirs, ours, config = reference
     batch = make_batch(dataset, dataset.items)
-    labels = np.where(batch["learnt"], batch["grid"][:, 1:], -100)
+    labels = np.where(batch["loss_mask"], batch["grid"][:, 1:], -100)
     channels = config.decoder.num_channels
     with torch.no_grad():
         expected = theirs(
@@ -53,12 +55,12 @@ def test_loss_is_that_of_transformers(reference, dataset):
     value, parts = jax.jit(loss, static_argnums=(2,))(ours, batch, LossSettings(first_channel_weight=1.0))
     assert float(value) == pytest.approx(expected, rel=1e-5)
     weighted, _ = loss(ours, batch, LossSettings(first_channel_weight=4.0))
-    each = np.asarray(parts["channels"])  # as many slots in each
+    each = np.asarray(parts["channels"])  # as many targets in each
     assert float(weighted) == pytest.approx((4 * each[0] + each[1:].sum()) / 12, rel=1e-5)
 
 
 @pytest.mark.parametrize("remat", [False, True])
-def test_the_trainers_walk_is_the_models(dataset, remat):
+def test_the_trainers_forward_pass_is_the_models(dataset, remat):
     model = nnx.merge(*random_params(SMALL_DIA))
     batch = make_batch(dataset, dataset.items)
     logits, attention = forward(model, batch, LossSettings(remat=remat, alignment_layers=(1,)))
@@ -67,7 +69,7 @@ def test_the_trainers_walk_is_the_models(dataset, remat):
 
 
 def test_a_hidden_script_is_what_guidance_sees(dataset):
-    """Zeros under the mask of what stood there: the unconditional row of the decode loop's prefill."""
+    """Zeros under the script's mask: the unconditional branch of the decode loop's prefill."""
     model = nnx.merge(*random_params(SMALL_DIA))
     batch = make_batch(dataset, dataset.items)
     hidden = batch | {"text": np.zeros_like(batch["text"])}
@@ -79,17 +81,17 @@ def test_a_hidden_script_is_what_guidance_sees(dataset):
     np.testing.assert_array_equal(logits, expected)
 
 
-def test_a_row_that_is_not_heard_is_padding(dataset):
+def test_a_hidden_position_is_padding(dataset):
     model = nnx.merge(*random_params(SMALL_DIA))
     batch = make_batch(dataset, dataset.items)
-    batch["heard"][:, 7:19] = False
+    batch["history_mask"][:, 7:19] = False
     tokens = batch["grid"][:, :-1].copy()
     tokens[:, 7:19] = SMALL_DIA.pad_token_id
     logits, _ = forward(model, batch, LossSettings())
     np.testing.assert_array_equal(logits, model(batch["text"], tokens))
 
 
-def test_what_is_not_learnt_does_not_count(dataset):
+def test_targets_outside_the_loss_mask_do_not_count(dataset):
     model = nnx.merge(*random_params(SMALL_DIA))
     batch = make_batch(dataset, dataset.items, prompts=[10, 5, 20])
     value, _ = loss(model, batch, LossSettings())
@@ -102,18 +104,17 @@ def test_what_is_not_learnt_does_not_count(dataset):
             expected += weight * float(nats[i, delay + prompt : delay + item.frames + 1, channel].sum())
             count += weight * (item.frames + 1 - prompt)
     assert float(value) == pytest.approx(expected / count, rel=1e-5)
-    assert batch["learnt"].sum() < make_batch(dataset, dataset.items)["learnt"].sum()
+    assert batch["loss_mask"].sum() < make_batch(dataset, dataset.items)["loss_mask"].sum()
 
 
-def test_alignment_loss_turns_the_attention_to_what_is_heard(dataset):
+def test_alignment_loss_is_that_of_the_attention_to_the_spoken_byte(dataset):
     model = nnx.merge(*random_params(SMALL_DIA))
     batch = make_batch(dataset, dataset.items)
     settings = LossSettings(alignment_weight=1.0, alignment_layers=(0, 1), alignment_width=0)
     _, attention = forward(model, batch, settings)
-    known = batch["byte"] >= 0
-    heard = np.take_along_axis(np.asarray(attention[0]), np.maximum(batch["byte"], 0)[..., None], axis=-1)[..., 0]
-    other = np.take_along_axis(np.asarray(attention[1]), np.maximum(batch["byte"], 0)[..., None], axis=-1)[..., 0]
-    expected = np.mean([-np.log(part[known] + 1e-6).mean() for part in (heard, other)])
+    known, index = batch["spoken_byte"] >= 0, np.maximum(batch["spoken_byte"], 0)[..., None]
+    given, other = (np.take_along_axis(np.asarray(attention[i]), index, axis=-1)[..., 0] for i in (0, 1))
+    expected = np.mean([-np.log(part[known] + 1e-6).mean() for part in (given, other)])
     with_it, parts = loss(model, batch, settings)
     without, _ = loss(model, batch, dataclasses.replace(settings, alignment_layers=()))
     assert float(parts["alignment"]) == pytest.approx(expected, rel=1e-4)

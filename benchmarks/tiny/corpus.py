@@ -19,7 +19,7 @@ from flax import nnx
 from tqdm import tqdm
 
 from dia_jax import dac
-from dia_jax.training.data import Writer
+from dia_jax.training.prepare import Writer
 
 HELD_OUT = 7919
 """Seed of the sentences that are kept for judging."""

@@ -5,9 +5,8 @@ import numpy as np
 from flax import nnx
 
 from dia_jax import DecoderConfig, DiaConfig, EncoderConfig, SamplingSettings
-from dia_jax.training.data import BatchSettings
-from dia_jax.training.loop import TrainSettings, random_weights
-from dia_jax.training.loss import LossSettings
+from dia_jax.training.settings import BatchSettings, LossSettings, TrainSettings
+from dia_jax.training.weights import random_weights
 
 CONFIG = DiaConfig(
     encoder=EncoderConfig(num_layers=3, hidden_size=192, mlp_size=512, num_heads=4, num_kv_heads=4, head_dim=48),
@@ -70,7 +69,7 @@ def settings(steps: int, *, history_dropout: float) -> TrainSettings:
         dtype="float32",
         ema_decay=0.998,
         alignment_steps=20_000,
-        batch=BatchSettings(rows=2048, text_dropout=0.1, history_dropout=history_dropout),
+        batch=BatchSettings(positions=2048, text_dropout=0.1, history_dropout=history_dropout),
         loss=LossSettings(alignment_weight=0.5, alignment_layers=(1, 2, 3), alignment_width=0, remat=False),
         save_every=200,
         sample_every=1000,

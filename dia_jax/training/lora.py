@@ -1,10 +1,11 @@
-"""Low-rank adapters (Hu et al., 2021): small matrices beside the kernels of a model that stays as it is.
+"""Low-rank adapters (Hu et al., 2021): two small trained matrices beside each frozen kernel.
 
-Knows the model's `Linear`, which it stands in for while training; merging a saved adapter into a checkpoint is the
-business of `checkpoint.load_params`.
+Knows the model's `Linear`, which `LoraLinear` wraps while training. Does not merge a saved adapter into a checkpoint;
+`checkpoint.load_params` does.
 """
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -15,30 +16,44 @@ from flax import nnx
 from safetensors.numpy import save_file
 
 from dia_jax.model import DiaModel, Linear
+from dia_jax.ops import precision
 
 
 class LoraLinear(nnx.Module):
-    """base(x) + alpha / rank * b a x, with a [rank, in] and b [out, rank] in float32, zero until drawn or read."""
+    """base(x) + alpha / rank * b a x, with float32 parameters a [rank, in] and b [out, rank], all outputs in one axis.
+
+    Both are created as zeros; `initial_adapters` draws their values. The products are computed in the dtype of the
+    base, float32 [..., in] -> float32 [..., *out].
+    """
 
     def __init__(self, base: Linear, rank: int, alpha: float):
-        outputs, inputs = base.weight.shape
+        *outputs, inputs = base.weight.shape
         self.base = base
         self.gain = alpha / rank
         self.a = nnx.LoRAParam(jnp.zeros((rank, inputs), jnp.float32))
-        self.b = nnx.LoRAParam(jnp.zeros((outputs, rank), jnp.float32))
+        self.b = nnx.LoRAParam(jnp.zeros((math.prod(outputs), rank), jnp.float32))
 
     @property
     def dtype(self) -> jnp.dtype:
         return self.base.dtype
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        low = jnp.einsum("...I,KI->...K", x.astype(self.dtype), self.a[...].astype(self.dtype))
-        added = jnp.einsum("...K,OK->...O", low, self.b[...].astype(self.dtype), preferred_element_type=jnp.float32)
-        return self.base(x) + self.gain * added
+        kind = precision(self.dtype)
+        low = jnp.einsum("...I,KI->...K", x.astype(self.dtype), self.a[...].astype(self.dtype), precision=kind)
+        b = self.b[...].astype(self.dtype)
+        added = jnp.einsum("...K,OK->...O", low, b, precision=kind, preferred_element_type=jnp.float32)
+        out = self.base(x)
+        return out + self.gain * added.reshape(out.shape)
 
 
 def add_lora(model: DiaModel, *, rank: int, alpha: float) -> None:
-    """Puts an adapter beside every kernel of the layers, in place; embeddings, norms and logits have none."""
+    """Adds an adapter to every kernel of the layers, in place; embeddings, norms and the logits have none.
+
+    Args:
+        model: its layers' `Linear` modules are replaced by `LoraLinear`.
+        rank: of the adapters.
+        alpha: numerator of their gain, alpha / rank.
+    """
     for stack in (model.encoder, model.decoder):
         for _, module in list(nnx.iter_modules(stack.layers)):
             for name, child in list(vars(module).items()):
@@ -47,11 +62,11 @@ def add_lora(model: DiaModel, *, rank: int, alpha: float) -> None:
 
 
 def initial_adapters(abstract: nnx.State, seed: int) -> nnx.State:
-    """Adapters that change nothing yet: a normal with deviation 1 / sqrt(inputs), b zero.
+    """Draws adapters that do not change the model: a is normal with deviation 1 / sqrt(inputs), and b is 0.
 
     Args:
-        abstract: the shapes of the `nnx.LoRAParam`s of a model after `add_lora`.
-        seed: of a.
+        abstract: the `nnx.LoRAParam`s of a model after `add_lora`, as shapes.
+        seed: of the random numbers.
     """
     rng = np.random.default_rng(seed)
 
@@ -65,13 +80,28 @@ def initial_adapters(abstract: nnx.State, seed: int) -> nnx.State:
     )
 
 
-def write_adapter(folder: Path, adapter: nnx.State, *, rank: int, alpha: float) -> None:
-    """Writes `adapter.safetensors` and `adapter.json` into an existing, empty folder.
+def below_adapters(params: nnx.State, frozen: nnx.State) -> nnx.State:
+    """Moves a model's weights to the paths that they have after `add_lora`.
 
     Args:
-        folder: see above.
+        params: weights of the model without adapters.
+        frozen: what is not an adapter in the model after `add_lora`, as shapes.
+    """
+    values = dict(nnx.to_flat_state(params))
+    flat = [
+        (path, value.replace(values[tuple(part for part in path if part != "base")][...]))
+        for path, value in nnx.to_flat_state(frozen)
+    ]
+    return nnx.from_flat_state(flat)
+
+
+def write_adapter(folder: Path, adapter: nnx.State, *, rank: int, alpha: float) -> None:
+    """Writes `adapter.safetensors` and `adapter.json`.
+
+    Args:
+        folder: an existing, empty folder.
         adapter: the `nnx.LoRAParam`s of a model after `add_lora`.
-        rank, alpha: as in `add_lora`.
+        rank, alpha: see `add_lora`.
     """
     arrays = {
         ".".join(map(str, path)): np.asarray(value[...], np.float32) for path, value in nnx.to_flat_state(adapter)

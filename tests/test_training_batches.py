@@ -11,18 +11,9 @@ import soundfile
 from dia_jax import dac
 from dia_jax.config import DacConfig
 from dia_jax.pipeline import Codec
-from dia_jax.training.data import (
-    HIDDEN_ROWS,
-    BatchSettings,
-    DataError,
-    Dataset,
-    Writer,
-    batches,
-    make_batch,
-    prepare,
-    read_manifest,
-    rows_bucket,
-)
+from dia_jax.training.batches import HISTORY_SPAN, Dataset, batches, length_bucket, make_batch
+from dia_jax.training.prepare import Writer, prepare, read_manifest
+from dia_jax.training.settings import BatchSettings, DataError
 from dia_jax.untrained import SMALL_DAC, SMALL_DIA, random_params
 
 
@@ -82,14 +73,14 @@ def test_prepare_keeps_what_can_be_used_and_says_why_not(recordings, tmp_path, c
     assert "speaker tag" in reasons["no-tag.wav"]
     assert "36.0 s" in reasons["long.wav"]
     assert "UTF-8" in reasons["latin.wav"]
-    told = [json.loads(line)["source"] for line in (tmp_path / "data" / "refused.jsonl").read_text().splitlines()]
-    assert len(told) == 7
+    listed = [json.loads(line)["source"] for line in (tmp_path / "data" / "refused.jsonl").read_text().splitlines()]
+    assert len(listed) == 7
     samples = soundfile.read(recordings / "a.wav", dtype="float32")[0]
     expected = dac.encode_samples(codec.module, samples, config=codec.config)
     np.testing.assert_array_equal(dataset.codes[: dataset.items[0].frames], expected)
 
 
-def test_prepare_goes_on_where_it_was_killed(recordings, tmp_path, codec):
+def test_prepare_resumes_where_it_was_killed(recordings, tmp_path, codec):
     prepare(recordings, tmp_path / "whole", codec)
     prepare(recordings, tmp_path / "data", codec)
     items, codes = tmp_path / "data" / "items.jsonl", tmp_path / "data" / "codes.bin"
@@ -148,8 +139,8 @@ def folder(tmp_path):
 def test_batch_is_the_delayed_grid_with_its_staircase(folder):
     dataset = Dataset(folder, SMALL_DIA)
     item = dataset.items[0]
-    batch = make_batch(dataset, [item], rows=rows_bucket(dataset.rows(item)), prompts=[7])
-    grid, learnt = batch["grid"][0], batch["learnt"][0]
+    batch = make_batch(dataset, [item], length=length_bucket(dataset.length(item)), prompts=[7])
+    grid, loss_mask = batch["grid"][0], batch["loss_mask"][0]
     codes = dataset.codes[item.first : item.first + item.frames]
     eos, pad, bos = SMALL_DIA.eos_token_id, SMALL_DIA.pad_token_id, SMALL_DIA.bos_token_id
     for channel, delay in enumerate(SMALL_DIA.delay_pattern):
@@ -158,17 +149,17 @@ def test_batch_is_the_delayed_grid_with_its_staircase(folder):
         np.testing.assert_array_equal(column[1 + delay : 1 + delay + item.frames], codes[:, channel])
         assert column[1 + delay + item.frames] == eos
         assert (column[2 + delay + item.frames :] == pad).all()
-        # Learnt: the codes behind the prompt and EOS, as targets of the row before.
+        # The codes after the prompt and EOS count, as targets of the position before.
         expected = np.zeros(len(grid), bool)
         expected[1 + delay + 7 : 2 + delay + item.frames] = True
-        np.testing.assert_array_equal(learnt[:, channel], expected[1:])
-    assert batch["byte"][0, :12].tolist() == [*range(10), 9, 9]
-    assert (batch["byte"][0, item.frames :] == -1).all()
+        np.testing.assert_array_equal(loss_mask[:, channel], expected[1:])
+    assert batch["spoken_byte"][0, :12].tolist() == [*range(10), 9, 9]
+    assert (batch["spoken_byte"][0, item.frames :] == -1).all()
 
 
 def test_every_clip_comes_once_an_epoch_and_batches_repeat(folder):
     dataset = Dataset(folder, SMALL_DIA)
-    settings = BatchSettings(rows=768, text_dropout=0.5, prompt_probability=0.5)
+    settings = BatchSettings(positions=768, text_dropout=0.5, prompt_probability=0.5)
     stream = batches(dataset, settings, seed=3)
     first = [next(stream) for _ in range(12)]
     again = batches(dataset, settings, seed=3, start=5)
@@ -183,45 +174,65 @@ def test_every_clip_comes_once_an_epoch_and_batches_repeat(folder):
     # Which clips a batch holds shows in their first codes.
     firsts = {tuple(dataset.codes[item.first]): number for number, item in enumerate(dataset.items)}
     delays = np.asarray(SMALL_DIA.delay_pattern)
-    sizes = collections.Counter(rows_bucket(dataset.rows(item)) for item in dataset.items)
-    epoch = sum(-(-count // max(768 // rows, 1)) for rows, count in sizes.items())
+    sizes = collections.Counter(length_bucket(dataset.length(item)) for item in dataset.items)
+    clips = {length: min(max(768 // length, 1), count) for length, count in sizes.items()}  # in a batch
+    epoch = sum(-(-count // clips[length]) for length, count in sizes.items())
     assert epoch < len(first)
     found = [firsts[tuple(grid[1 + delays, np.arange(9)])] for batch in first[:epoch] for grid in batch["grid"]]
-    # Each at least once, and more often only what fills up a bucket's last batch.
+    # Each at least once, and more often only those that fill up a bucket's last batch.
     assert set(found) == set(range(len(dataset.items)))
-    filled = sum(-count % max(768 // rows, 1) for rows, count in sizes.items())
+    filled = sum(-count % clips[length] for length, count in sizes.items())
     assert len(found) == len(dataset.items) + filled
 
 
 def test_history_is_hidden_in_stretches_and_never_the_prompt(folder):
     dataset = Dataset(folder, SMALL_DIA)
-    settings = BatchSettings(rows=4096, prompt_probability=0.5, history_dropout=0.3)
+    settings = BatchSettings(positions=4096, prompt_probability=0.5, history_dropout=0.3)
     stream = batches(dataset, settings)
     shown = []
     for _ in range(20):
         batch = next(stream)
-        heard, learnt = batch["heard"], batch["learnt"][..., 0]
-        prompts = learnt.argmax(axis=1)
-        for row, prompt in zip(heard, prompts, strict=True):
-            # Row 0 is BOS, and a prompt's last codes come by their delay later.
+        history, loss_mask = batch["history_mask"], batch["loss_mask"][..., 0]
+        prompts = loss_mask.argmax(axis=1)
+        for seen, prompt in zip(history, prompts, strict=True):
+            # Position 0 is BOS, and a prompt's last codes come later by their delay.
             given = 1 + (prompt + SMALL_DIA.max_delay if prompt else 0)
-            assert row[:given].all()
-            changes = np.diff(np.flatnonzero(np.diff(row[given:])))
-            assert (changes % HIDDEN_ROWS == 0).all()
-        shown.append(heard.mean())
+            assert seen[:given].all()
+            changes = np.diff(np.flatnonzero(np.diff(seen[given:])))
+            assert (changes % HISTORY_SPAN == 0).all()
+        shown.append(history.mean())
     assert 0.65 < np.mean(shown) < 0.85  # 0.7, and what is always given
-    stream = batches(dataset, BatchSettings(rows=512))
-    assert all(next(stream)["heard"].all() for _ in range(3))
+    stream = batches(dataset, BatchSettings(positions=512))
+    assert all(next(stream)["history_mask"].all() for _ in range(3))
+
+
+def test_a_small_bucket_is_not_filled_up_with_copies(tmp_path):
+    """Beyond the next multiple of the devices; batch i stays the same wherever a run resumes."""
+    rng = np.random.default_rng(0)
+    with Writer(tmp_path / "data", SMALL_DAC) as writer:
+        for i in range(5):
+            writer.add(rng.integers(0, 1024, (60, 9)), f"[S1] Clip {i}.")
+    dataset = Dataset(tmp_path / "data", SMALL_DIA)
+    # A batch of 8192 positions has room for 64 clips of 128.
+    for multiple, clips in ((1, 5), (2, 6), (4, 8), (8, 8)):
+        stream = batches(dataset, BatchSettings(), multiple=multiple)
+        first = [next(stream) for _ in range(3)]
+        for batch in first:
+            assert len(batch["grid"]) == clips
+            assert len(np.unique(batch["grid"], axis=0)) == 5
+        resumed = next(batches(dataset, BatchSettings(), multiple=multiple, start=2))
+        for name, array in first[2].items():
+            np.testing.assert_array_equal(resumed[name], array)
 
 
 def test_batches_are_multiples_of_the_devices(folder):
     dataset = Dataset(folder, SMALL_DIA)
-    stream = batches(dataset, BatchSettings(rows=512), multiple=8)
+    stream = batches(dataset, BatchSettings(positions=512), multiple=8)
     assert all(len(next(stream)["grid"]) % 8 == 0 for _ in range(8))
 
 
 def test_each_process_takes_its_share(folder, monkeypatch):
-    dataset, settings = Dataset(folder, SMALL_DIA), BatchSettings(rows=768)
+    dataset, settings = Dataset(folder, SMALL_DIA), BatchSettings(positions=768)
     whole = batches(dataset, settings, multiple=4)
     monkeypatch.setattr("jax.process_count", lambda: 2)
     parts = []
@@ -234,7 +245,7 @@ def test_each_process_takes_its_share(folder, monkeypatch):
             np.testing.assert_array_equal(np.concatenate(each), batch[name])
 
 
-def test_what_is_no_data_is_told(folder, tmp_path):
+def test_unusable_data_are_refused(folder, tmp_path):
     with pytest.raises(DataError, match="dia-jax prepare"):
         Dataset(tmp_path / "nothing", SMALL_DIA)
     other = dataclasses.replace(SMALL_DIA, decoder=dataclasses.replace(SMALL_DIA.decoder, max_length=256))
