@@ -1,5 +1,6 @@
 """What the tests share: reference models with random weights, made and written by `transformers` itself."""
 
+import time
 from pathlib import Path
 
 import numpy as np
@@ -8,8 +9,9 @@ import torch
 import transformers
 from transformers.models.dia.processing_dia import DiaProcessor
 
-from dia_jax import Dia
+from dia_jax import Dia, engine
 from dia_jax.checkpoint import load_params, open_checkpoint
+from dia_jax.decode import decode_chunk, resize
 from dia_jax.untrained import make_untrained
 
 transformers.logging.set_verbosity_error()
@@ -113,3 +115,40 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def dia(small: Path) -> Dia:
     return Dia.from_pretrained(small)
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The steps of each call of the loop that is dispatched."""
+    steps: list[int] = []
+
+    def counted(graphdef, params, state, max_steps):
+        steps.append(int(max_steps))
+        return decode_chunk(graphdef, params, state, max_steps)
+
+    monkeypatch.setattr(engine, "decode_chunk", counted)
+    return steps
+
+
+@pytest.fixture
+def sizes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The length of the caches after each change of it."""
+    lengths: list[int] = []
+
+    def noted(state, slots, *, cache):
+        if cache != state.cache[0].k.shape[2]:
+            lengths.append(cache)
+        return resize(state, slots, cache=cache)
+
+    monkeypatch.setattr(engine, "resize", noted)
+    return lengths
+
+
+def drained(dia: Dia, seconds: float = 60.0) -> bool:
+    """Waits until nothing is left to do; False if that takes too long."""
+    end = time.monotonic() + seconds
+    while dia.engine._loop._thread is not None or dia.engine._sound._thread is not None:
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.01)
+    return True

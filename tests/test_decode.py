@@ -2,6 +2,7 @@
 
 import dataclasses
 import warnings
+from collections.abc import Sequence
 
 import jax
 import numpy as np
@@ -9,7 +10,19 @@ import pytest
 
 from dia_jax import Dia
 from dia_jax.config import SamplingSettings
-from dia_jax.decode import Clip, bucket, decode_chunk, prefill
+from dia_jax.decode import (
+    DecodeState,
+    Request,
+    bucket,
+    decode_chunk,
+    empty_state,
+    insert,
+    prefill,
+    release,
+    resize,
+    step_bytes,
+    steps_per_call,
+)
 from dia_jax.text import encode_text
 from dia_jax.untrained import SMALL_DIA, random_params
 
@@ -43,22 +56,84 @@ def test_a_budget_or_bucket_does_not_change_what_is_drawn(dia: Dia):
     np.testing.assert_array_equal(short[:-15], long[:45])
 
 
-def clips(dia: Dia) -> list[Clip]:
-    texts = [encode_text(text, max_length=1024) for text in TEXTS]
-    empty = np.zeros((0, 9), np.int32)
-    return [Clip(text=t, prompt=empty, max_frames=40, key=jax.random.key(i)) for i, t in enumerate(texts)]
+SAMPLING = SamplingSettings(temperature=1.0, top_p=0.9)
+
+
+def start(dia: Dia, settings: Sequence[SamplingSettings] = (SAMPLING,) * 3) -> DecodeState:
+    """The three scripts in a batch of four slots."""
+    state = empty_state(dia.config, slots=4, cache=256, text=512, dtype=np.dtype("float32"))
+    for slot, (text, each) in enumerate(zip(TEXTS, settings, strict=True)):
+        tokens = encode_text(text, max_length=1024)
+        request = Request(tokens, np.zeros((0, 9), np.int32), 40, jax.random.key(slot), each)
+        prefilled = prefill(dia.graphdef, dia.params, dia.config, request, size=512)
+        state = insert(state, prefilled, request, slot, config=dia.config)
+    return state
+
+
+def run(dia: Dia, state: DecodeState, steps: int) -> DecodeState:
+    return decode_chunk(dia.graphdef, dia.params, state, np.int32(steps))[0]
 
 
 @pytest.mark.parametrize("steps", [1, 7, 1000])
 def test_the_size_of_a_chunk_does_not_matter(dia: Dia, steps: int):
-    settings = SamplingSettings(*map(np.float32, (3.0, 1.0, 0.9)), np.int32(45))
-    whole = decode_chunk(
-        dia.graphdef, dia.params, prefill(dia.graphdef, dia.params, dia.config, clips(dia)), settings, 99
-    )
-    state = prefill(dia.graphdef, dia.params, dia.config, clips(dia))
-    while not np.asarray(state.done).all():
-        state = decode_chunk(dia.graphdef, dia.params, state, settings, np.int32(steps))
-    np.testing.assert_array_equal(state.grid, whole.grid)
+    whole, state = run(dia, start(dia), 99), start(dia)
+    while not np.asarray(state.slots.done).all():
+        state = run(dia, state, steps)
+    np.testing.assert_array_equal(state.slots.grid[:3], whole.slots.grid[:3])
+
+
+def test_clips_of_a_batch_have_settings_of_their_own(dia: Dia):
+    each = [SamplingSettings(temperature=0.0), SamplingSettings(cfg_scale=1.0, top_p=0.5), SAMPLING]
+    mixed = run(dia, start(dia, each), 99).slots.grid
+    for slot, settings in enumerate(each):
+        np.testing.assert_array_equal(mixed[slot], run(dia, start(dia, [settings] * 3), 99).slots.grid[slot])
+
+
+def test_progress_is_what_the_call_has_made(dia: Dia):
+    state, progress = decode_chunk(dia.graphdef, dia.params, start(dia), np.int32(17))
+    slots = state.slots
+    np.testing.assert_array_equal(progress.numbers, np.stack([slots.position, slots.end, slots.done, slots.failed]))
+    np.testing.assert_array_equal(progress.tokens[:3], slots.grid[:3, 1:18])
+    run(dia, state, 1)  # donates the state
+    assert np.asarray(progress.tokens).shape == (4, steps_per_call(dia.config), 9)
+
+
+def test_a_released_slot_runs_no_more_and_leaves_the_others_alone(dia: Dia):
+    whole = run(dia, start(dia), 99)
+    state = release(run(dia, start(dia), 5), 1)
+    state = run(dia, state, 99)
+    assert list(np.asarray(state.slots.position)) == [55, 5, 55, 0]
+    for slot in (0, 2):
+        np.testing.assert_array_equal(state.slots.grid[slot], whole.slots.grid[slot])
+
+
+def test_clips_move_to_a_batch_of_other_sizes(dia: Dia):
+    whole = run(dia, start(dia), 99)
+    state = resize(run(dia, start(dia), 5), [2, 0], cache=512)
+    state = resize(run(dia, state, 5), [-1, 0, 1, -1], cache=256)
+    assert list(np.asarray(state.slots.done)) == [True, False, False, True]
+    state = run(dia, state, 99)
+    for slot, old in ((1, 2), (2, 0)):
+        np.testing.assert_array_equal(state.slots.grid[slot], whole.slots.grid[old])
+
+
+def test_logits_that_are_not_finite_end_the_clip(dia: Dia):
+    params = jax.tree.map(lambda x: x, dia.params)
+    params["decoder"]["norm"]["scale"] = params["decoder"]["norm"]["scale"].replace(np.full(96, np.nan, np.float32))
+    state, progress = decode_chunk(dia.graphdef, params, start(dia), np.int32(17))
+    np.testing.assert_array_equal(progress.numbers[3], [1, 1, 1, 0])
+    assert np.asarray(state.slots.done).all()
+    assert np.asarray(state.slots.position).max() == 1
+
+
+def test_what_a_step_must_read(dia: Dia):
+    counted = step_bytes(dia.params, start(dia))
+    dec, item = dia.config.decoder, 4
+    assert counted["self cache"] == 2 * 8 * dec.num_kv_heads * 256 * dec.head_dim * dec.num_layers * item
+    assert counted["cross cache"] == 2 * 8 * dec.cross_num_kv_heads * 512 * dec.cross_head_dim * dec.num_layers * item
+    size, heads = dec.hidden_size, (dec.num_heads + dec.num_kv_heads) * dec.head_dim
+    layer = 2 * size * heads + 2 * size * dec.cross_num_heads * dec.cross_head_dim + 3 * size * dec.mlp_size + 3 * size
+    assert counted["weights"] == item * (dec.num_layers * layer + size + size * dec.num_channels * dec.vocab_size)
 
 
 def test_settings_do_not_recompile(dia: Dia):
@@ -74,29 +149,26 @@ def test_settings_do_not_recompile(dia: Dia):
 
 
 def test_the_state_is_donated(dia: Dia):
-    settings = SamplingSettings(*map(np.float32, (3.0, 1.0, 0.9)), np.int32(45))
-    state = prefill(dia.graphdef, dia.params, dia.config, clips(dia))
+    state = start(dia)
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # a buffer that could not be donated warns
-        decode_chunk(dia.graphdef, dia.params, state, settings, np.int32(2))
+        run(dia, state, 2)
     assert all(kv.k.is_deleted() for kv in state.cache)
 
 
 def test_every_channel_of_a_clip_ends_by_its_delay(dia: Dia):
-    settings = SamplingSettings(*map(np.float32, (3.0, 1.0, 0.9)), np.int32(45))
-    state = prefill(dia.graphdef, dia.params, dia.config, clips(dia))
-    state = decode_chunk(dia.graphdef, dia.params, state, settings, np.int32(1000))
-    grid, end = np.asarray(state.grid), np.asarray(state.end_row)
+    slots = run(dia, start(dia), 1000).slots
+    grid, end, position = np.asarray(slots.grid), np.asarray(slots.end), np.asarray(slots.position)
     for i in range(len(TEXTS)):
         assert end[i] == 41
         for channel, delay in enumerate(dia.config.delay_pattern):
             column = grid[i, :, channel]
             assert (column[: 1 + delay] == dia.config.bos_token_id).all()
             assert (column[1 + delay : 41 + delay] < 1024).all()
-            if 41 + delay <= int(state.row[i]):
+            if 41 + delay <= position[i]:
                 assert column[41 + delay] == dia.config.eos_token_id
-                assert (column[42 + delay : int(state.row[i]) + 1] == dia.config.pad_token_id).all()
-    assert int(state.row.max()) == 41 + dia.config.max_delay - 1  # the last code of the last channel, and no step more
+                assert (column[42 + delay : position[i] + 1] == dia.config.pad_token_id).all()
+    assert position.max() == 41 + dia.config.max_delay - 1  # the last code of the last channel, and no step more
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
@@ -110,7 +182,7 @@ def test_sixteen_bit_stays_near_float32(small, dtype: str):
     for name in ("float32", dtype):
         model = Dia.from_pretrained(small, load_codec=False, dtype=name)
         module = nnx.merge(model.graphdef, model.params)
-        assert module.decoder.norm.weight.dtype == np.float32
+        assert module.decoder.norm.scale[...].dtype == np.float32
         assert module.decoder.layers[0].mlp.wo.weight.dtype == name
         logits[name] = np.asarray(jax.jit(module)(text, grid))
         assert logits[name].dtype == np.float32

@@ -183,8 +183,8 @@ def test_dac_configs():
 )
 def test_delay_and_back(delays: tuple[int, ...], frames: int, spare: int):
     codes = np.random.default_rng(0).integers(0, 50, (frames, len(delays)))
-    rows = frames + max(delays) + 1 + spare
-    grid = apply_delay(codes, rows=rows, delay_pattern=delays, bos_token_id=99)
+    length = frames + max(delays) + 1 + spare
+    grid = apply_delay(codes, length=length, delay_pattern=delays, bos_token_id=99)
     np.testing.assert_array_equal(revert_delay(grid, start=0, stop=frames, delay_pattern=delays), codes)
     for channel, delay in enumerate(delays):
         assert (grid[: delay + 1, channel] == 99).all()
@@ -192,8 +192,8 @@ def test_delay_and_back(delays: tuple[int, ...], frames: int, spare: int):
 
 
 def test_a_grid_too_short_is_an_error():
-    with pytest.raises(ValueError, match="need 6 rows, not 5"):
-        apply_delay(np.zeros((2, 2)), rows=5, delay_pattern=(0, 3), bos_token_id=9)
+    with pytest.raises(ValueError, match="need 6 positions, not 5"):
+        apply_delay(np.zeros((2, 2)), length=5, delay_pattern=(0, 3), bos_token_id=9)
 
 
 # --- Sound -----------------------------------------------------------------------------------------------------------

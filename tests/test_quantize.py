@@ -7,7 +7,8 @@ import pytest
 from flax import nnx
 
 from dia_jax import CheckpointError, Dia, DiaModel, convert, load_params, open_checkpoint, save_params
-from dia_jax.model import KV, Linear, attend_then_write, quantize_kernel, write_then_attend
+from dia_jax.model import Linear
+from dia_jax.ops import KV, attend_with_cache, quantize_kernel
 from dia_jax.untrained import SMALL_DIA, random_params
 
 
@@ -43,18 +44,27 @@ def test_the_product_is_that_of_the_rounded_kernel(platform_branch: str, monkeyp
     assert out.dtype == np.float32
 
 
-def test_reading_before_writing_is_writing_before_reading():
-    """The accelerators' order of attention and cache update gives what the CPU's does."""
-    rows, heads, kv_heads, size, head_dim = 3, 4, 2, 16, 8
+@pytest.mark.parametrize("platform", ["cuda", "default"])
+def test_every_backend_attends_and_writes_alike(platform: str, monkeypatch: pytest.MonkeyPatch):
+    """The accelerators' order of attention and cache update, and their ways to write, give what the CPU's do."""
+    dependent = jax.lax.platform_dependent
+
+    def choose(*args, **branches):
+        return branches[platform](*args) if platform in branches else dependent(*args, **branches)
+
+    lanes, heads, kv_heads, size, head_dim = 3, 4, 2, 16, 8
     keys = iter(jax.random.split(jax.random.key(0), 8))
 
     def kv(length: int) -> KV:
-        return KV(*(jax.random.normal(next(keys), (rows, kv_heads, length, head_dim)) for _ in range(2)))
+        return KV(*(jax.random.normal(next(keys), (lanes, kv_heads, length, head_dim)) for _ in range(2)))
 
     for time in (1, 4):
-        q, cache, new = jax.random.normal(next(keys), (rows, time, heads, head_dim)), kv(size), kv(time)
+        q, cache, new = jax.random.normal(next(keys), (lanes, time, heads, head_dim)), kv(size), kv(time)
         start = jnp.array([0, 5, size - time])
-        (a, cache_a), (b, cache_b) = attend_then_write(q, cache, new, start), write_then_attend(q, cache, new, start)
+        a, cache_a = attend_with_cache(q, cache, new, start)
+        with monkeypatch.context() as patch:
+            patch.setattr(jax.lax, "platform_dependent", choose)
+            b, cache_b = attend_with_cache(q, cache, new, start)
         np.testing.assert_allclose(a, b, atol=2e-6)
         jax.tree.map(np.testing.assert_array_equal, cache_a, cache_b)
         keys = iter(jax.random.split(jax.random.key(1), 8))
