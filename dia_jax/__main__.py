@@ -408,11 +408,12 @@ class Prepare:
 
     def run(self) -> None:
         _needs_train_extra()
-        from dia_jax.config import DiaConfig, read_json
+        from dia_jax.checkpoint import dia_from_json
+        from dia_jax.files import read_json
         from dia_jax.pipeline import load_codec_from
         from dia_jax.training.data import prepare
 
-        config = None if self.config is None else DiaConfig.from_json(read_json(self.config))
+        config = None if self.config is None else dia_from_json(read_json(self.config))
         codec = load_codec_from(resolve(self.codec), progress=not self.quiet)
         try:
             summary = prepare(
@@ -497,8 +498,7 @@ class Train:
 
     def run(self) -> None:
         _needs_train_extra()
-        from dia_jax.checkpoint import codec_beside
-        from dia_jax.config import DiaConfig
+        from dia_jax.checkpoint import codec_beside, dia_from_json
         from dia_jax.pipeline import DEFAULT_CODEC, DEFAULT_REPO, load_codec_from
         from dia_jax.training.data import BatchSettings
         from dia_jax.training.loop import TrainSettings, train
@@ -524,7 +524,7 @@ class Train:
             save_every=self.save_every,
             sample_every=self.save_every if self.sample else 0,
         )
-        base = _beginning(self.base, self.config, default=DEFAULT_REPO, kind=DiaConfig)
+        base = _beginning(self.base, self.config, default=DEFAULT_REPO, from_json=dia_from_json)
         codec = None
         if self.sample:
             own = codec_beside(base) if isinstance(base, Path) else None
@@ -586,7 +586,7 @@ class TrainCodec:
 
     def run(self) -> None:
         _needs_train_extra()
-        from dia_jax.config import DacConfig
+        from dia_jax.checkpoint import dac_from_json
         from dia_jax.pipeline import DEFAULT_CODEC
         from dia_jax.training.codec import CodecSettings, train_codec
 
@@ -599,7 +599,7 @@ class TrainCodec:
             save_every=self.save_every,
             seed=self.seed,
         )
-        base = _beginning(self.base, self.config, default=DEFAULT_CODEC, kind=DacConfig)
+        base = _beginning(self.base, self.config, default=DEFAULT_CODEC, from_json=dac_from_json)
         try:
             made = train_codec(self.folder, self.source, settings, base=base, progress=not self.quiet)
         except KeyboardInterrupt:
@@ -607,13 +607,13 @@ class TrainCodec:
         print(f"{made}: trained")
 
 
-def _beginning(base: str | None, config: Path | None, *, default: str, kind: Any) -> Any:
+def _beginning(base: str | None, config: Path | None, *, default: str, from_json: Any) -> Any:
     """What training begins with: a checkpoint's path, or the config of a model to be trained from random weights."""
-    from dia_jax.config import read_json
+    from dia_jax.files import read_json
 
     if base is not None and config is not None:
         raise DiaError("--base and --config are two ways to begin; give one.")
-    return resolve(base or default) if config is None else kind.from_json(read_json(config))
+    return resolve(base or default) if config is None else from_json(read_json(config))
 
 
 def _needs_train_extra() -> None:

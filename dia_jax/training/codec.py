@@ -29,7 +29,7 @@ from flax import nnx
 from tqdm import tqdm
 
 from dia_jax.audio import write_audio
-from dia_jax.checkpoint import load_params, new_directory, open_checkpoint, write_params
+from dia_jax.checkpoint import dac_to_json, load_params, new_directory, open_checkpoint, write_params
 from dia_jax.config import DacConfig
 from dia_jax.dac import Dac, Quantizer
 from dia_jax.training.data import DataError, read_manifest
@@ -347,7 +347,7 @@ def train_codec(
         raise TrainingError(f"{run} lies in {source}, where its samples would be taken for recordings; name another.")
     recordings = find_recordings(source)
     what = {name: value for name, value in dataclasses.asdict(settings).items() if name not in FREE}
-    what |= {"codec": config.to_json(), "base": checkpoint and checkpoint.digest()}
+    what |= {"codec": dac_to_json(config), "base": checkpoint and checkpoint.digest()}
     what["recordings"] = _digest(recordings)
     folder = RunFolder(run, what, None if checkpoint is None else checkpoint.path)
     graphdef, params = random_params(config, seed=settings.seed) if checkpoint is None else load_params(checkpoint)

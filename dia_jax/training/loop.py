@@ -30,6 +30,7 @@ from dia_jax.checkpoint import (
     Checkpoint,
     abstract_params,
     codec_beside,
+    dia_to_json,
     load_params,
     new_directory,
     open_checkpoint,
@@ -381,7 +382,7 @@ def train(
 
     what: dict[str, Any] = {name: value for name, value in dataclasses.asdict(settings).items() if name not in FREE}
     what["loss"].pop("remat")  # costs time or memory, and changes nothing else
-    what |= {"model": config.to_json(), "data": dataset.digest, "base": checkpoint and checkpoint.digest()}
+    what |= {"model": dia_to_json(config), "data": dataset.digest, "base": checkpoint and checkpoint.digest()}
     folder = RunFolder(run, what, None if checkpoint is None else checkpoint.path, devices=mesh.size)
     if folder.first["devices"] % mesh.size:
         raise TrainingError(
