@@ -47,7 +47,7 @@ def open_adapter(folder: str | os.PathLike, wanted: Mapping[str, Any]) -> Adapte
     """
     folder = Path(folder)
     try:
-        settings = read_json(folder / "adapter.json")
+        settings: Any = read_json(folder / "adapter.json")
     except ConfigError as error:
         raise CheckpointError(f"{folder} is not a usable adapter: {error}") from None
     rank, alpha = (settings.get(key) if isinstance(settings, dict) else None for key in ("rank", "alpha"))
@@ -55,13 +55,13 @@ def open_adapter(folder: str | os.PathLike, wanted: Mapping[str, Any]) -> Adapte
         raise CheckpointError(
             f"{folder} is not a usable adapter: its rank is {short(rank)}; it must be a whole number from 1 up."
         )
-    if type(alpha) not in (int, float) or not 0 < alpha <= MAX_ALPHA:
+    if not isinstance(alpha, (int, float)) or isinstance(alpha, bool) or not 0 < alpha <= MAX_ALPHA:
         raise CheckpointError(
             f"{folder} is not a usable adapter: its alpha is {short(alpha)}; it must be a number above 0, at most "
             f"{MAX_ALPHA:,.0f}."
         )
     tensors = list_file(folder / "adapter.safetensors").tensors
-    pairs = {}
+    pairs: dict[str, tuple[np.ndarray, np.ndarray]] = {}
     for name in [name for name in tensors if name.endswith(".a")]:
         base = name.removesuffix("a")
         a, b, kernel = tensors[name], tensors.get(f"{base}b"), wanted.get(f"{base}weight")
@@ -73,9 +73,10 @@ def open_adapter(folder: str | os.PathLike, wanted: Mapping[str, Any]) -> Adapte
                 f"The adapter {folder} does not go with this model: {base}a and b are {a.shape} and {b.shape}, but the "
                 f"rank is {short(rank)} and the kernel {kernel.shape}."
             )
-        pairs[f"{base}weight"] = tuple(part.read().astype(np.float32) for part in (a, b))
-        if not all(np.isfinite(part).all() for part in pairs[f"{base}weight"]):
+        low, high = a.read().astype(np.float32), b.read().astype(np.float32)
+        if not (np.isfinite(low).all() and np.isfinite(high).all()):
             raise CheckpointError(f"The adapter {folder} is damaged: {base}a or b holds NaN or infinity.")
+        pairs[f"{base}weight"] = low, high
     if 2 * len(pairs) != len(tensors):
         raise CheckpointError(f"The adapter {folder} holds tensors that belong to no pair.")
     return Adapter(alpha / rank, pairs)

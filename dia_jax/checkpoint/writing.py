@@ -158,13 +158,16 @@ def write_arrays(
             weights = unfold_weight_norm(dict(pieces()))
             _write_torch(folder / "weights.pth", weights, metadata={"kwargs": dac_to_kwargs(config)})
             return
-        data = dac_to_json(config)
+        data, torch_name = dac_to_json(config), ""
     elif layout == "transformers":
-        data = dia_to_json(config) | {"torch_dtype": np.dtype(wanted["decoder.logits_dense.weight"].dtype).name}
+        dtype = np.dtype(wanted["decoder.logits_dense.weight"].dtype).name
+        data, torch_name = dia_to_json(config) | {"torch_dtype": dtype}, ""
+    elif config.variant == "v0.1":
+        data, torch_name = dia_to_nested_json(config), "dia-v0_1.pth"
     else:
-        data = dia_to_nested_json(config) if config.variant == "v0.1" else dia_to_json(config)
+        data, torch_name = dia_to_json(config), "dia-v1.pth"
     if layout == "reference-pth":
-        _write_torch(folder / f"dia-{'v0_1' if config.variant == 'v0.1' else 'v1'}.pth", dict(pieces()))
+        _write_torch(folder / torch_name, dict(pieces()))
     else:
         entries = {
             name: (rule.shape, np.dtype(wanted[path].dtype)) for path, rule in rules.items() for name in rule.names
@@ -229,7 +232,7 @@ def _write_orbax(folder: Path, arrays: Iterable[tuple[str, np.ndarray]]) -> None
     """A flat dictionary of arrays, saved in parts that Orbax joins in the end."""
     folder = folder.absolute()  # Orbax takes no other
     check_orbax_path(folder)
-    group: dict[str, Any] = {}
+    group: Any = {}
 
     def save() -> None:
         with _write_errors(folder), quiet_orbax():
