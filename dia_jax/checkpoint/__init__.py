@@ -343,6 +343,7 @@ def save_params(
     Raises:
         CheckpointError: the layout is not one of this model's, or the directory cannot be written.
     """
+    check_layout(config, layout, _by_path(params), Path(target).absolute())
     with new_directory(target) as folder:
         write_params(folder, config, params, layout=layout)
 
@@ -385,7 +386,7 @@ def convert(
     """
     checkpoint = open_checkpoint(source, variant=variant)
     wanted = _by_path(abstract_params(checkpoint.config, dtype or checkpoint.dtype, quantize or checkpoint.quantize)[1])
-    check_layout(checkpoint.config, layout, wanted)
+    check_layout(checkpoint.config, layout, wanted, Path(target).absolute())
     with new_directory(target) as folder:
         arrays = _read_params(checkpoint, wanted, progress=progress)
         write_arrays(folder, checkpoint.config, arrays, wanted, layout=layout)

@@ -7,6 +7,7 @@ Knows nothing of where the parameters come from.
 
 import contextlib
 import errno
+import importlib.util
 import json
 import os
 import shutil
@@ -100,17 +101,21 @@ def _check_target(target: Path, *, replace: bool) -> None:
 # --- Checkpoints -----------------------------------------------------------------------------------------------------
 
 
-def check_layout(config: DiaConfig | DacConfig, layout: Layout, wanted: Mapping[str, Any]) -> None:
-    """Refuses a layout that cannot hold these parameters.
+def check_layout(config: DiaConfig | DacConfig, layout: Layout, wanted: Mapping[str, Any], target: Path) -> None:
+    """Refuses a layout that cannot hold these parameters, or cannot be written to this path.
 
     Raises:
-        CheckpointError: the layout is not one of this model's, or has no int8.
+        CheckpointError: the layout is not one of this model's, has no int8, needs torch, or takes no such path.
     """
     name, layouts = ("Dia", DIA_LAYOUTS) if isinstance(config, DiaConfig) else ("DAC", DAC_LAYOUTS)
     if layout not in layouts:
         raise CheckpointError(f"Layout {layout!r} is not one of {name}'s: {', '.join(layouts)}.")
     if layout != "orbax" and any(value.dtype == np.int8 for value in wanted.values()):
         raise CheckpointError(f"Layout {layout!r} holds no int8 kernels; write the orbax layout.")
+    if layout in ("reference-pth", "descript") and importlib.util.find_spec("torch") is None:
+        raise CheckpointError(f"Writing the layout {layout!r} needs torch: pip install 'dia_jax[convert]'.")
+    if layout == "orbax":
+        check_orbax_path(target)
 
 
 def write_arrays(
@@ -134,7 +139,7 @@ def write_arrays(
         CheckpointError: the layout is not one of this model's, or needs torch.
         OSError: the folder cannot be written.
     """
-    check_layout(config, layout, wanted)
+    check_layout(config, layout, wanted, folder)
     if layout == "orbax":
         _write_orbax(folder / ORBAX_FOLDER, arrays)
         _write_json(
@@ -231,7 +236,6 @@ def _write_safetensors(
 def _write_orbax(folder: Path, arrays: Iterable[tuple[str, np.ndarray]]) -> None:
     """A flat dictionary of arrays, saved in parts that Orbax joins in the end."""
     folder = folder.absolute()  # Orbax takes no other
-    check_orbax_path(folder)
     group: Any = {}
 
     def save() -> None:
@@ -251,10 +255,7 @@ def _write_orbax(folder: Path, arrays: Iterable[tuple[str, np.ndarray]]) -> None
 
 
 def _write_torch(path: Path, weights: Mapping[str, np.ndarray], metadata: Any = None) -> None:
-    try:
-        import torch
-    except ImportError:
-        raise CheckpointError(f"Writing {path.name} needs torch: pip install 'dia_jax[convert]'.") from None
+    import torch
 
     def tensor(array: np.ndarray) -> Any:
         if array.dtype == ml_dtypes.bfloat16:
