@@ -45,8 +45,9 @@ DIA_LAYOUTS = ("orbax", "transformers", "reference", "reference-pth")
 DAC_LAYOUTS = ("orbax", "transformers", "descript")
 
 MAX_SHARD_BYTES = 2_000_000_000
-ORBAX_GROUP_BYTES = 256 * 2**20
-"""Tensors are handed to Orbax together until they have this size: a call costs tens of milliseconds."""
+ORBAX_GROUP_BYTES = 64 * 2**20
+"""Tensors are handed to Orbax together until they have this size. Each call costs tens of milliseconds, and Orbax holds
+a group several times while it writes it."""
 
 
 # --- Directories -----------------------------------------------------------------------------------------------------
