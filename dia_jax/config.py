@@ -55,7 +55,10 @@ def short(value: Any) -> str:
     """The `repr` of a value from outside, cut to a length that fits into a message."""
     form = reprlib.Repr()
     form.maxlevel, form.maxtuple, form.maxlist, form.maxdict, form.maxstring, form.maxlong = 2, 16, 16, 4, 80, 40
-    return form.repr(value)
+    try:
+        return form.repr(value)
+    except ValueError:  # Python does not write integers of more than 4300 digits
+        return f"a value of type {type(value).__name__} that is too large to be shown"
 
 
 def one_line(error: BaseException) -> str:

@@ -152,7 +152,7 @@ def remove_stale(path: Path, *, suffix: str = "") -> None:
         for name in [name for name in os.listdir(path.absolute().parent) if pattern.fullmatch(name)]:
             left = path.absolute().with_name(name)
             with contextlib.suppress(OSError):  # held by its process, or removed meanwhile
-                lock = os.open(left, os.O_RDONLY)
+                lock = os.open(left, os.O_RDONLY | os.O_NONBLOCK)
                 try:
                     fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                     remove(left)

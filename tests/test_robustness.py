@@ -108,6 +108,7 @@ def test_sizes_of_dia_are_not_believed(small: Path, tmp_path: Path, part: str, k
         ("downsampling_ratios", [2] * 200, "there are 200 strides; there must be from 1 to 16"),
         ("downsampling_ratios", [2] * 16, "latent_size"),
         ("downsampling_ratios", [2, 4, 8, 10**9], "hop"),
+        ("downsampling_ratios", [10**4000] * 2, "too large to be shown"),
         ("codebook_dim", 10**400, "codebook_dim"),
         ("encoder_hidden_size", [1], "encoder_size is [1]"),
     ],
