@@ -172,7 +172,7 @@ class DiaConfig:
         bos_token_id: fills a channel before its first code.
         variant: "0626" (no RoPE in cross-attention; samples the conditional logits on the top-k set of the guided
             ones) or "v0.1" (RoPE in cross-attention; samples the guided logits, with the EOS logit times 0.8). The
-            tensors of the two have the same names and shapes, so nothing but this field tells them apart.
+            tensors of the two have the same names and shapes, so only this field distinguishes them.
         sampling: how tokens are drawn where the caller does not say.
     """
 

@@ -29,7 +29,7 @@ SIGNS: tuple[tuple[str, Kind, StoredLayout], ...] = (
 """A prefix of names, and what it shows. Our own names are those of the reference and of `dac_44khz`."""
 
 DERIVED = (".timescale", ".inv_freq", ".original_inv_freq")
-"""Endings of RoPE's frequencies, which are computed anew."""
+"""Endings of RoPE's frequencies, which are recomputed."""
 
 TRANSFORMERS_NAMES = (
     ("decoder.logits_dense.", "logits_dense."),

@@ -167,7 +167,9 @@ def list_file(path: Path) -> Contents:
     if head.startswith(b"PK"):  # a zip archive
         return list_torch(path)
     if head.startswith(b"\x80"):
-        raise CheckpointError(f"{path} is a bare pickle, as torch wrote before 1.6; save it anew with a newer one.")
+        raise CheckpointError(
+            f"{path} is a bare pickle, as torch wrote before 1.6; save it again with a newer version."
+        )
     return Contents(list_safetensors(path))
 
 
@@ -231,7 +233,7 @@ def list_torch(path: Path) -> Contents:
         return data
 
     def read(name: str) -> np.ndarray:
-        # Loaded anew for each tensor, as with safetensors: the pages of a mapping count as memory.
+        # Loaded again for each tensor, as with safetensors: the pages of a mapping count as memory.
         tensor = state_dict(_load_torch(path))[name].detach()
         if str(tensor.dtype) == "torch.bfloat16":
             import torch
@@ -265,7 +267,7 @@ def _check_pickle(path: Path) -> None:
             members = archive.infolist()
             if any(member.compress_type != zipfile.ZIP_STORED for member in members):
                 raise CheckpointError(
-                    f"{path} holds compressed members, which torch.save does not write; save it anew."
+                    f"{path} holds compressed members, which torch.save does not write; save it again."
                 )
             pickles = [member for member in members if member.filename.split("/")[-1] == "data.pkl"]
             if len(pickles) != 1:
