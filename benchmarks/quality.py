@@ -24,7 +24,7 @@ from flax import nnx
 from parity import configs
 
 from dia_jax import DiaConfig
-from dia_jax.checkpoint import DTYPES
+from dia_jax.checkpoint import DTYPES, dia_from_json
 from dia_jax.text import encode_text
 from dia_jax.untrained import random_params
 
@@ -85,7 +85,7 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the JSON file")
     options = parser.parse_args()
     size = "small" if options.small else "full"
-    config = DiaConfig.from_json(configs(options.small)[0].to_dict())
+    config = dia_from_json(configs(options.small)[0].to_dict())
     rng = np.random.default_rng(0)
     inputs = {
         "text": encode_text(SCRIPT, max_length=1024)[None].astype(np.int32),

@@ -37,7 +37,7 @@ from flax import nnx
 from parity import configs, delayed
 
 from dia_jax import Codec, Dia, DiaConfig, SamplingSettings, dac
-from dia_jax.config import DacConfig
+from dia_jax.checkpoint import dac_from_json, dia_from_json, dia_to_json
 from dia_jax.decode import decode_chunk, prefill
 from dia_jax.pipeline import check_settings
 from dia_jax.text import encode_text
@@ -123,7 +123,7 @@ class Reference:
         self.name = f"nari-labs/dia, {'compiled' if compiled else 'eager'}"
         self.use_compile, self.compile_seconds = compiled, 0.0
         self.compiled: set[int] = set()
-        flat = DiaConfig.from_json(config.to_dict()).to_json()
+        flat = dia_to_json(dia_from_json(config.to_dict()))
         self.model = ReferenceDia(ReferenceConfig(**flat), dtype, torch.device(DEVICE), load_dac=False)
         self.model.model.to(DEVICE)
         with torch.no_grad():
@@ -280,8 +280,8 @@ def main() -> None:
     options = parser.parse_args()
     size = "small" if options.small else "full"
     reference_config, codec_config = configs(options.small)
-    config = DiaConfig.from_json(reference_config.to_dict())
-    codec_sizes = DacConfig.from_json(codec_config.to_dict())
+    config = dia_from_json(reference_config.to_dict())
+    codec_sizes = dac_from_json(codec_config.to_dict())
     codec = Codec(codec_sizes, *random_params(codec_sizes))
     reads = [bandwidth()]
     codec_speed = time_codec(codec)

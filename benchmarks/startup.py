@@ -23,8 +23,8 @@ from typing import Any
 from common import DEVICE, RESULTS, SCRIPT, machine, table, write_results
 from parity import configs
 
-from dia_jax import DiaConfig, convert, save_params
-from dia_jax.config import DacConfig
+from dia_jax import convert, save_params
+from dia_jax.checkpoint import dac_from_json, dia_from_json
 from dia_jax.untrained import random_params
 
 CHILD = """
@@ -91,8 +91,8 @@ def main() -> None:
     options = parser.parse_args()
     size = "small" if options.small else "full"
     reference, codec_reference = configs(options.small)
-    config = DiaConfig.from_json(reference.to_dict())
-    codec = DacConfig.from_json(codec_reference.to_dict())
+    config = dia_from_json(reference.to_dict())
+    codec = dac_from_json(codec_reference.to_dict())
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as temporary:
         folders = {"float32, transformers layout": (Path(temporary) / "float32", {"dtype": "float32"})}

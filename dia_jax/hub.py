@@ -1,20 +1,33 @@
-"""From a name to a local path: the voice in the package, one that is there, or a hub repo, of which only what is
-needed is fetched.
+"""From a name to a local path: the voice in the package, a path that exists, or a hub repo.
 
-Knows file names, because a remote file has no content yet; what the files hold is the business of `checkpoint`.
+Of a repo only the files that are needed are fetched.
+
+Knows file names, because a remote file has no content yet. What the files hold is the business of `checkpoint`.
 """
 
 import os
+import socket
 from pathlib import Path
 
 import huggingface_hub
 from huggingface_hub import errors
 from huggingface_hub.utils import validate_repo_id
 
-from dia_jax.config import DiaError, read_json
+from dia_jax.config import DiaError, one_line
+from dia_jax.files import read_json
 
 TINY = "tiny"
 """The small demonstration voice that comes with the package; a folder of that name is `./tiny`."""
+
+UNREACHABLE = (
+    errors.HfHubHTTPError,
+    errors.LocalEntryNotFoundError,
+    errors.OfflineModeIsEnabled,
+    ConnectionError,
+    TimeoutError,
+    socket.gaierror,
+)
+"""What huggingface_hub raises without a connection. Other kinds of OSError are the local disk's."""
 
 
 class HubError(DiaError):
@@ -42,7 +55,7 @@ def resolve(
         The path itself, or the folder of the fetched snapshot.
 
     Raises:
-        HubError: it is neither, or the hub refuses it.
+        HubError: it is neither, the hub refuses it, or the cache cannot be written.
     """
     repo = os.fspath(name)
     if repo == TINY:
@@ -77,11 +90,17 @@ def resolve(
             raise HubError(f"There is no hub repo {repo}, or it is private and the token does not open it.") from None
         except errors.RevisionNotFoundError:
             raise HubError(f"The hub repo {repo} has no revision {revision!r}.") from None
-        except (errors.HfHubHTTPError, errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, OSError) as error:
-            reason = f"the hub cannot be reached ({next(iter(str(error).splitlines()), '')[:120]})"
+        except UNREACHABLE as error:
+            reason = f"the hub cannot be reached ({one_line(error)})"
+        except OSError as error:
+            place = cache or huggingface_hub.constants.HF_HUB_CACHE
+            raise HubError(
+                f"{repo} cannot be fetched into the cache {place}: {error.strerror or one_line(error)}; free some "
+                "space or name another cache directory."
+            ) from None
     # Not snapshot_download: it takes a snapshot of chosen files for an interrupted download of all.
-    for name in ("config.json", "weights.pth"):
-        cached = huggingface_hub.try_to_load_from_cache(repo, name, cache_dir=cache, revision=revision)
+    for file_name in ("config.json", "weights.pth"):
+        cached = huggingface_hub.try_to_load_from_cache(repo, file_name, cache_dir=cache, revision=revision)
         if isinstance(cached, str):
             return Path(cached).parent
     raise HubError(f"{repo} is not in the cache, and {reason}; fetch it once while online.")
@@ -101,8 +120,9 @@ def _choose(repo: str, *, revision: str | None, cache_dir: str | None, token: st
         elif index:
             path = huggingface_hub.hf_hub_download(repo, index, revision=revision, cache_dir=cache_dir, token=token)
             index_data = read_json(path)
-            weight_map = index_data.get("weight_map", {}) if isinstance(index_data, dict) else {}
-            wanted += [index, *(f"{folder}{shard}" for shard in sorted(set(map(str, weight_map.values()))))]
+            weight_map = index_data.get("weight_map") if isinstance(index_data, dict) else None
+            shards = sorted(set(map(str, weight_map.values()))) if isinstance(weight_map, dict) else []
+            wanted += [index, *(f"{folder}{shard}" for shard in shards)]
         else:
             best = ("model.safetensors", ".safetensors", "pytorch_model.bin", ".pth", ".bin")
             wanted += next(([f] for ending in best for f in here if f.endswith(ending)), [])

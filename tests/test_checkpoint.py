@@ -14,7 +14,7 @@ from flax import nnx
 from safetensors.numpy import load_file, save_file
 
 from dia_jax import CheckpointError, ConfigError, Dia, convert, load_params, open_checkpoint, save_params
-from dia_jax import checkpoint as checkpoint_module
+from dia_jax.checkpoint import writing
 from dia_jax.untrained import SMALL_DAC, SMALL_DIA, make_untrained, random_params
 
 from conftest import load_module
@@ -90,7 +90,7 @@ def test_transformers_loads_what_is_written(folders: dict[str, Path]):
 
 
 def test_sharded(folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(checkpoint_module, "MAX_SHARD_BYTES", 2_000_000)
+    monkeypatch.setattr(writing, "MAX_SHARD_BYTES", 2_000_000)
     convert(folders["orbax"], tmp_path / "ours", layout="transformers", verify=True)
     shards = sorted((tmp_path / "ours").glob("*.safetensors"))
     assert len(shards) > 2
@@ -220,7 +220,7 @@ def test_a_broken_checkpoint_is_refused_and_nothing_written(folders: dict[str, P
 def test_a_broken_shard_is_named_with_what_it_takes_along(
     folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(checkpoint_module, "MAX_SHARD_BYTES", 2_000_000)
+    monkeypatch.setattr(writing, "MAX_SHARD_BYTES", 2_000_000)
     convert(folders["orbax"], tmp_path / "bad", layout="transformers")
     shards = sorted((tmp_path / "bad").glob("*.safetensors"))
     weight_map = json.loads((tmp_path / "bad" / "model.safetensors.index.json").read_text())["weight_map"]

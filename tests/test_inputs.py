@@ -14,6 +14,14 @@ from transformers.models.dia.tokenization_dia import DiaTokenizer
 
 from dia_jax import NONVERBAL_TAGS, AudioError, ConfigError, DacConfig, DiaConfig, SamplingSettings, TextError
 from dia_jax.audio import FORMATS, prepare_audio, read_audio, write_audio
+from dia_jax.checkpoint.schemas import (
+    dac_from_json,
+    dac_to_json,
+    dac_to_kwargs,
+    dia_from_json,
+    dia_to_json,
+    dia_to_nested_json,
+)
 from dia_jax.delay import FREE, apply_delay, revert_delay
 from dia_jax.text import encode_text
 
@@ -98,18 +106,18 @@ NESTED = {
 
 
 def test_three_schemas_of_the_same_model():
-    nested = DiaConfig.from_json(NESTED)
+    nested = dia_from_json(NESTED)
     assert nested.variant == "v0.1"
     assert nested.encoder.max_length == 1024
-    flat = DiaConfig.from_json(transformers.DiaConfig().to_dict())
+    flat = dia_from_json(transformers.DiaConfig().to_dict())
     old = transformers.DiaConfig().to_dict()
     for part in ("encoder_config", "decoder_config"):
         old[part]["rope_theta"] = old[part].pop("rope_parameters")["rope_theta"]
         old[part]["rope_scaling"] = None
     old |= {"eos_token_id": 1024, "pad_token_id": 1025, "bos_token_id": 1026}
-    assert DiaConfig.from_json(old) == flat == DiaConfig()
-    assert DiaConfig.from_json(NESTED, variant="0626") == flat
-    assert DiaConfig.from_json(transformers.DiaConfig().to_dict(), variant="v0.1") == nested
+    assert dia_from_json(old) == flat == DiaConfig()
+    assert dia_from_json(NESTED, variant="0626") == flat
+    assert dia_from_json(transformers.DiaConfig().to_dict(), variant="v0.1") == nested
 
 
 OWN_SAMPLING = SamplingSettings(temperature=0.3, cfg_filter_top_k=20)
@@ -118,22 +126,22 @@ OWN_CONFIGS = [DiaConfig(variant=v, sampling=s) for v in ("0626", "v0.1") for s 
 
 @pytest.mark.parametrize("config", OWN_CONFIGS)
 def test_written_configs_are_read_back(config: DiaConfig):
-    assert DiaConfig.from_json(json.loads(json.dumps(config.to_json()))) == config
+    assert dia_from_json(json.loads(json.dumps(dia_to_json(config)))) == config
     if config.variant == "v0.1":
-        assert DiaConfig.from_json(json.loads(json.dumps(config.to_nested_json()))) == config
-    assert DiaConfig.from_json(reference_config().to_dict()) != config
+        assert dia_from_json(json.loads(json.dumps(dia_to_nested_json(config)))) == config
+    assert dia_from_json(reference_config().to_dict()) != config
 
 
 @pytest.mark.parametrize("sampling", [{"temperature": -1}, {"top_p": "x"}, {"heat": 1}, None, [0.3]])
 def test_sampling_that_cannot_be_used_is_refused(sampling):
     with pytest.raises(ConfigError, match=r"temperature|top_p|heat|mapping"):
-        DiaConfig.from_json(DiaConfig().to_json() | {"sampling": sampling})
+        dia_from_json(dia_to_json(DiaConfig()) | {"sampling": sampling})
 
 
 def test_src_vocab_size_is_128_if_absent():
     data = json.loads(json.dumps(NESTED))
     del data["model"]["src_vocab_size"]
-    assert DiaConfig.from_json(data).encoder.vocab_size == 128
+    assert dia_from_json(data).encoder.vocab_size == 128
 
 
 @pytest.mark.parametrize(
@@ -157,20 +165,20 @@ def test_unusable_configs(change, words: str):
     data = json.loads(json.dumps(NESTED))
     change(data)
     with pytest.raises(ConfigError, match=words):
-        DiaConfig.from_json(data)
+        dia_from_json(data)
 
 
 def test_dac_configs():
-    assert DacConfig.from_json(transformers.DacConfig(sampling_rate=44100).to_dict()) == DacConfig()
-    assert DacConfig.from_json(DacConfig().to_kwargs()) == DacConfig() == DacConfig.from_json(DacConfig().to_json())
-    with pytest.raises(ConfigError, match="odd one"):
+    assert dac_from_json(transformers.DacConfig(sampling_rate=44100).to_dict()) == DacConfig()
+    assert dac_from_json(dac_to_kwargs(DacConfig())) == DacConfig() == dac_from_json(dac_to_json(DacConfig()))
+    with pytest.raises(ConfigError, match="even whole numbers"):
         DacConfig(strides=(2, 4, 5, 8))
     with pytest.raises(ConfigError, match="lacks the key"):
-        DacConfig.from_json({})
+        dac_from_json({})
     with pytest.raises(ConfigError, match="is a list"):
-        DacConfig.from_json([])
+        dac_from_json([])
     with pytest.raises(ConfigError, match="wrong kind"):
-        DacConfig.from_json(DacConfig().to_json() | {"upsampling_ratios": 5})
+        dac_from_json(dac_to_json(DacConfig()) | {"upsampling_ratios": 5})
 
 
 # --- The delay pattern -----------------------------------------------------------------------------------------------

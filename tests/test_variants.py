@@ -11,7 +11,7 @@ from flax import nnx
 from plain_dia import PlainDia
 
 from dia_jax import Dia, DiaConfig
-from dia_jax.checkpoint import open_checkpoint, save_params
+from dia_jax.checkpoint import dia_from_json, open_checkpoint, save_params
 from dia_jax.text import encode_text
 from dia_jax.untrained import random_params
 
@@ -22,7 +22,7 @@ SEED = 12  # weights that do not end the clip at once
 
 
 def tiny_config(variant: str) -> DiaConfig:
-    config = DiaConfig.from_json(reference_config(num_hidden_layers=2).to_dict())
+    config = dia_from_json(reference_config(num_hidden_layers=2).to_dict())
     encoder = dataclasses.replace(config.encoder, num_layers=1)
     return dataclasses.replace(config, variant=variant, encoder=encoder)
 

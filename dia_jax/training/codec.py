@@ -29,7 +29,7 @@ from flax import nnx
 from tqdm import tqdm
 
 from dia_jax.audio import write_audio
-from dia_jax.checkpoint import load_params, new_directory, open_checkpoint, write_params
+from dia_jax.checkpoint import dac_to_json, load_params, new_directory, open_checkpoint, write_params
 from dia_jax.config import DacConfig
 from dia_jax.dac import Codec, Dac, Quantizer
 from dia_jax.training.folder import RunFolder, mean_metrics
@@ -335,7 +335,7 @@ def train_codec(
     recordings = find_recordings(source)
     base_path, base_digest = (None, None) if checkpoint is None else (checkpoint.path, checkpoint.digest())
     run_identity = identity(settings) | {
-        "codec": config.to_json(),
+        "codec": dac_to_json(config),
         "base": base_digest,
         "recordings": _digest(recordings),
     }

@@ -24,7 +24,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from orbax.checkpoint import v1 as ocp
 from tqdm import tqdm
 
-from dia_jax.checkpoint import codec_beside, new_directory, open_checkpoint, write_params
+from dia_jax.checkpoint import codec_beside, dia_to_json, new_directory, open_checkpoint, write_params
 from dia_jax.config import DiaConfig
 from dia_jax.dac import Codec
 from dia_jax.pipeline import Dia, open_codec
@@ -108,7 +108,7 @@ def train(
         encode_text(text, max_length=config.encoder.max_length, vocab_size=config.encoder.vocab_size)
 
     base_path, base_digest = (None, None) if checkpoint is None else (checkpoint.path, checkpoint.digest())
-    run_identity = identity(settings) | {"model": config.to_json(), "data": dataset.digest, "base": base_digest}
+    run_identity = identity(settings) | {"model": dia_to_json(config), "data": dataset.digest, "base": base_digest}
     folder = RunFolder(run, run_identity, base_path, devices=mesh.size)
     if folder.initial["devices"] % mesh.size:
         raise TrainingError(

@@ -25,9 +25,10 @@ import numpy as np
 from tqdm import tqdm
 
 from dia_jax.audio import read_audio
-from dia_jax.config import ConfigError, DacConfig, DiaConfig, DiaError, read_json
+from dia_jax.checkpoint import dac_from_json, dac_to_json
+from dia_jax.config import ConfigError, DacConfig, DiaConfig, DiaError
 from dia_jax.dac import Codec
-from dia_jax.files import visible, write_whole
+from dia_jax.files import read_json, visible, write_whole
 from dia_jax.text import encode_text
 from dia_jax.training.settings import DataError
 
@@ -71,7 +72,7 @@ class Writer:
     def __init__(self, folder: str | os.PathLike, codec: DacConfig, encoder: str | None = None):
         self.folder, self.codec = Path(folder), codec
         lines, codes = self.folder / "items.jsonl", self.folder / "codes.bin"
-        header = {"codec": codec.to_json(), "encoder": encoder}
+        header = {"codec": dac_to_json(codec), "encoder": encoder}
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             if not (self.folder / "dataset.json").exists():
@@ -143,7 +144,7 @@ def read_folder(folder: Path) -> tuple[DacConfig, str | None, list[Item]]:
     path, items = folder / "items.jsonl", []
     try:
         header = read_json(folder / "dataset.json")
-        codec = DacConfig.from_json(header.get("codec"))
+        codec = dac_from_json(header.get("codec"))
         for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else ():
             if line.endswith("\n"):
                 fields = json.loads(line)
