@@ -224,9 +224,7 @@ def test_help_teaches_by_example(command: str, capsys: pytest.CaptureFixture):
 
 
 def test_the_core_imports_neither_torch_nor_transformers():
-    code = (
-        "import sys, dia_jax, dia_jax.cli, dia_jax.untrained; print({'torch', 'transformers'} & set(sys.modules))"
-    )
+    code = "import sys, dia_jax, dia_jax.cli, dia_jax.untrained; print({'torch', 'transformers'} & set(sys.modules))"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "set()"
 

@@ -1,8 +1,8 @@
 """The command line, `dia-jax`: generate, convert, prepare, train, train-codec, info, make-untrained.
 
 Turns arguments into a command, runs it, and turns the library's errors into one line and an exit code: 0 done,
-1 failed, 2 unusable input, 130 interrupted. The commands themselves are in `generate`, `checkpoints` and `train`. This is
-the only place that touches JAX's configuration (the cache of compiled programs).
+1 failed, 2 unusable input, 130 interrupted. The commands themselves are in `generate`, `checkpoints` and `train`. No
+other module touches JAX's configuration (the cache of compiled programs).
 """
 
 import contextlib
