@@ -92,9 +92,9 @@ def read_audio(path: str | os.PathLike, *, rate: int, max_seconds: float = MAX_S
                     raise AudioError(f"{path} has more than {max_seconds:g} s of audio; at most that is read.")
                 mono = block.mean(axis=1)
                 peak = max(peak, _peak(mono, str(path)))
-                result.write(mono if file.samplerate == rate else resampler.resample_chunk(mono))
+                result.write((mono if file.samplerate == rate else resampler.resample_chunk(mono)).data)
             if file.samplerate != rate:
-                result.write(resampler.resample_chunk(np.zeros(0, np.float32), last=True))
+                result.write(resampler.resample_chunk(np.zeros(0, np.float32), last=True).data)
     except AudioError:
         raise
     except soundfile.LibsndfileError as error:
@@ -111,7 +111,7 @@ def _unreadable(path: str | os.PathLike, reason: str) -> AudioError:
     return AudioError(f"{path} is not a readable audio file ({reason.rstrip('.')}); convert it to wav or flac.")
 
 
-def _file_name(path: str | os.PathLike) -> str | bytes:
+def _file_name(path: str | os.PathLike) -> Any:
     """A path as soundfile takes it: as bytes where the system's names are bytes, because they need not be UTF-8."""
     return os.fsencode(path) if os.name == "posix" else os.fspath(path)
 
