@@ -51,12 +51,15 @@ class Child:
         self.work, self.cases = work, 0
         shutil.rmtree(work, ignore_errors=True)
         work.mkdir()
+        cache = work.with_name("cache")  # of compiled programs, for the processes that follow
         with open(work / "startup", "wb") as log:
             self.process = subprocess.Popen(
                 [sys.executable, CASES, bases, work, str(seed)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
+                env=os.environ
+                | {"JAX_COMPILATION_CACHE_DIR": str(cache), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"},
             )
         answer, problem = self._wait(STARTUP_SECONDS)
         if answer != "ready":

@@ -10,6 +10,7 @@ left behind.
 """
 
 import contextlib
+import copy
 import dataclasses
 import hashlib
 import io
@@ -209,9 +210,9 @@ def damage_json(rng: random.Random, value: Any) -> str:
                 holder[key] *= rng.choice((-1, 0, 2, 3, 1000, 10**6, 10**10, 0.5))
             case 3:
                 other, name = rng.choice(places)
-                holder[key] = other.get(name) if isinstance(other, dict) else other[name % len(other)] if other else 0
+                holder[key] = copy.deepcopy(other[name])
             case _:
-                holder[key] = rng.choice(ODD)
+                holder[key] = copy.deepcopy(rng.choice(ODD))
         with contextlib.suppress(ValueError, RecursionError):
             value = json.loads(json.dumps(value))
     text = json.dumps(value)
@@ -850,8 +851,24 @@ for _target in ("full", "empty", "missing"):
         if target == "full":
             (folder / "aim" / "precious").touch()
         (folder / "link").symlink_to("aim")
-        args = ("convert", bases / "transformers", folder / "link", "--layout", "transformers", "--quiet")
-        return Case(lambda: command(*args), f"convert to a link, target {target}", writes=True, replaces=("link",))
+        shutil.copytree(bases / "transformers", folder / "bad")
+        weights = folder / "bad" / "model.safetensors"
+        weights.write_bytes(weights.read_bytes()[:-4] + b"\xff\xff\xff\xff")  # not a number, which loading finds
+
+        def act() -> None:
+            # A target that cannot be written must be found before loading finds what is wrong with the source.
+            args = (folder / "link", "--layout", "transformers", "--quiet")
+            try:
+                command("convert", folder / "bad", *args)
+            except Refused as error:
+                if "link" in str(error) or "aim" in str(error):
+                    raise
+            try:
+                command("convert", bases / "transformers", *args)
+            except Refused as error:
+                raise Fault("late", str(error)) from None
+
+        return Case(act, f"convert to a link, target {target}", writes=True, replaces=("link",))
 
 
 @directed("8-killed-convert")
@@ -994,7 +1011,6 @@ def serve(bases: Path, work: Path, seed: int) -> None:
     global CAPTURED
     names, answers = os.fdopen(os.dup(0)), os.fdopen(os.dup(1), "w")
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-    os.environ["XDG_CACHE_HOME"] = str(work / "cache")
     tempfile.tempdir = str(work)
     CAPTURED = Captured(work)
     check_codes(base_dia(bases).generate_codes(TEXT, max_tokens=3, seed=0))  # compiles, outside any case's time
