@@ -119,7 +119,8 @@ def _file_name(path: str | os.PathLike) -> Any:
 def _check_rate(value: Any, name: str) -> None:
     is_number = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
     if not is_number or not RATES[0] <= value <= RATES[1]:
-        raise AudioError(f"{name} has sample rate {value!r}; give one between {RATES[0]} and {RATES[1]} Hz.")
+        shown = " ".join(repr(value).split())  # an array's has several lines
+        raise AudioError(f"{name} has sample rate {shown}; give one between {RATES[0]} and {RATES[1]} Hz.")
 
 
 def _check_channels(channels: int, name: str) -> None:
@@ -161,8 +162,8 @@ def prepare_audio(samples: Any, samples_rate: float, *, rate: int, name: str = "
     _check_rate(samples_rate, name)
     try:
         array = np.asarray(samples)
-    except ValueError:
-        raise AudioError(f"{name} is a ragged list; give numbers [n] or [n, channels].") from None
+    except (ValueError, TypeError):  # TypeError: keys of jax.random
+        raise AudioError(f"{name} is a ragged list or no numbers; give numbers [n] or [n, channels].") from None
     if array.ndim not in (1, 2) or array.dtype.kind not in "iuf":
         raise AudioError(f"{name} is a {array.dtype} array of shape {array.shape}; give numbers [n] or [n, channels].")
     if array.size == 0:

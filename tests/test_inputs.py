@@ -5,6 +5,7 @@ import os
 import tracemalloc
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 import soundfile
@@ -248,6 +249,9 @@ def test_any_rate_and_stereo(tmp_path: Path, rate: int, channels: int):
         (np.ones(1000), float("nan"), "sample rate nan"),
         (np.ones(1000), "44100", "sample rate '44100'"),
         (np.ones(1000), 44.1, "sample rate 44.1"),
+        (np.ones(1000), np.zeros((2, 2)), r"sample rate array\(\[\[0., 0.\], \[0., 0.\]\]\); give one"),
+        ([[1.0], [1.0, 2.0]], 44100, "ragged list or no numbers"),
+        (jax.random.split(jax.random.key(0)), 44100, "ragged list or no numbers"),
     ],
 )
 def test_audio_that_is_refused(samples, rate, words: str):
