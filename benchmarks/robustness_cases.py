@@ -523,20 +523,34 @@ ODD_VALUES = (
 )
 
 
+USABLE: dict[str, tuple] = {
+    "cfg_scale": (0, 1, 3.0, 1e6, np.float32(2)),
+    "temperature": (0, 1e-6, 1.2, 1e6, np.float16(0.5)),
+    "top_p": (1e-9, 0.5, 1, np.float64(0.95)),
+    "cfg_filter_top_k": (1, 45, 45.0, 2**24 - 1, np.int64(7)),
+    "seed": (0, 2**32 - 1, None, np.uint32(5), [1], np.array([3])),
+    "truncate": (False, True),
+    "audio_prompt": (None, np.zeros((3, 9), np.int16), np.zeros((0, 9), int), [None]),
+    "max_tokens": (1, 2, np.int8(3)),
+}
+"""Settings that are unusual and yet usable."""
+
+
 def odd_settings(rng: random.Random, bases: Path, folder: Path) -> Case:
-    """A case that calls `Dia` with odd settings, prompts or keys."""
-    values = [*ODD_VALUES, jax.random.key(1), jax.random.key(1, impl="rbg"), jax.random.split(jax.random.key(0), 3)]
-    names = ("cfg_scale", "temperature", "top_p", "cfg_filter_top_k", "seed", "truncate", "audio_prompt", "max_tokens")
-    settings: dict[str, Any] = {"max_tokens": 3, "seed": 0}
-    for name in rng.sample(names, rng.choice((1, 1, 2, 3))):
+    """A case that calls `Dia` with unusual settings, prompts and keys, some of them unusable."""
+    keys = [jax.random.key(1), jax.random.key(1, impl="rbg"), jax.random.split(jax.random.key(0), 3)]
+    values = [*ODD_VALUES, *keys]
+    settings: dict[str, Any] = {name: rng.choice(usable) for name, usable in USABLE.items()}
+    for name in rng.sample(list(USABLE), rng.choice((0, 1, 1, 1, 2))):
         settings[name] = rng.choice(values)
-    if rng.random() < 0.2:
-        settings["audio_prompt"] = (rng.choice(values), rng.choice((44_100, *values)))
-    text = rng.choice((TEXT, TEXT, [TEXT, TEXT], [], *values))
+    if rng.random() < 0.1:
+        settings["audio_prompt"] = (rng.choice((np.sin(np.arange(5000)), *values)), rng.choice((44_100, *values)))
+    text = rng.choice(values) if rng.random() < 0.1 else rng.choice((TEXT, TEXT, [TEXT], [TEXT, TEXT]))
+    stream = rng.random() < 0.2
 
     def act() -> None:
         dia = base_dia(bases)
-        if rng.random() < 0.2:
+        if stream:
             for chunk in dia.stream(text, **settings):
                 check_finite(chunk, "a chunk")
         else:
@@ -544,7 +558,7 @@ def odd_settings(rng: random.Random, bases: Path, folder: Path) -> Case:
             for one in codes if isinstance(codes, list) else [codes]:
                 check_codes(one)
 
-    return Case(act, f"{str(text)[:40]} {str({k: str(v)[:40] for k, v in settings.items()})[:200]}")
+    return Case(act, f"{str(text)[:40]} {str({k: str(v)[:40] for k, v in settings.items()})[:300]}")
 
 
 def odd_command(rng: random.Random, bases: Path, folder: Path) -> Case:

@@ -70,11 +70,11 @@ def read_audio(path: str | os.PathLike, *, rate: int, max_seconds: float = MAX_S
     Raises:
         AudioError: the file is missing, not a sound file, too long, empty, silent or not finite.
     """
-    if not Path(path).is_file():
-        raise AudioError(f"There is no audio file {path}.")
     # BytesIO grows in place, so that the samples are never there twice, as they would be with a list of blocks.
     result = io.BytesIO()
     try:
+        if not Path(path).is_file():
+            raise AudioError(f"There is no audio file {path}.")
         with _Forward(_file_name(path)) as file:
             _check_rate(file.samplerate, str(path))
             _check_channels(file.channels, str(path))

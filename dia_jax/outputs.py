@@ -17,8 +17,15 @@ class _Tried(Exception):
 
 
 def follow_links(path: str | os.PathLike) -> Path:
-    """The file that a path means: renaming a new file to a symbolic link would replace the link, not its target."""
-    return Path(os.path.realpath(path))
+    """The file that a path means: renaming a new file to a symbolic link would replace the link, not its target.
+
+    Raises:
+        OSError: no file can have this name.
+    """
+    try:
+        return Path(os.path.realpath(path))
+    except ValueError:  # a null byte, or a character that the file system's encoding lacks
+        raise OSError(errno.EINVAL, "no file can have this name") from None
 
 
 def check_output(path: str | os.PathLike) -> None:

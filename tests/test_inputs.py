@@ -262,6 +262,9 @@ def test_audio_that_is_refused(samples, rate, words: str):
 def test_files_that_are_refused(tmp_path: Path):
     with pytest.raises(AudioError, match="There is no audio file"):
         read_audio(tmp_path / "missing.wav", rate=44100)
+    for name in ("\x00.wav", "\ud800.wav", "x" * 300):
+        with pytest.raises(AudioError, match=r"no audio file|not a readable audio file"):
+            read_audio(tmp_path / name, rate=44100)
     (tmp_path / "corrupt.wav").write_bytes(b"RIFF\x00nonsense")
     with pytest.raises(AudioError, match="not a readable audio file"):
         read_audio(tmp_path / "corrupt.wav", rate=44100)
@@ -357,6 +360,9 @@ def test_links_are_followed_and_other_things_are_not_replaced(tmp_path: Path):
     os.mkfifo(tmp_path / "pipe.wav")
     with pytest.raises(AudioError, match="not a regular file"):
         check_writable(tmp_path / "pipe.wav")
+    for name in ("\x00.wav", "\ud800.wav"):
+        with pytest.raises(AudioError, match="no file can have this name"):
+            check_writable(tmp_path / name)
     with pytest.raises(PictureError, match="is a directory"):
         check_drawable(tmp_path / "folder")
     assert sorted(os.listdir(tmp_path)) == ["folder", "grown.wav", "pipe.wav", "x.wav"]
