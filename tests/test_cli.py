@@ -221,9 +221,13 @@ def test_what_is_printed_is_one_line_and_never_fails(
     assert printable("tab\t, caf\u00e9 \udcff\n\x1b[1m") == r"tab\t, caf\u00e9 \udcff\n\x1b[1m".replace(
         r"\u00e9", "\u00e9"
     )
-    ascii_only = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
-    say("caf\u00e9 \udcff", to=ascii_only)
-    ascii_only.seek(0)
+    with monkeypatch.context() as patch:
+        ascii_only = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+        patch.setattr(sys, "stdout", ascii_only)
+        patch.setattr(sys, "stderr", None)
+        say("caf\u00e9 \udcff")
+        say("nowhere", error=True)
+        ascii_only.seek(0)
     assert ascii_only.read() == "caf\\xe9 \\udcff\n"
 
     def fail(self):
@@ -356,6 +360,13 @@ def test_the_core_imports_neither_torch_nor_transformers():
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "set()"
+
+
+def test_a_reader_that_has_enough_ends_the_command_silently():
+    command = f"{sys.executable} -m dia_jax generate --help | true; exit ${{PIPESTATUS[0]}}"
+    result = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
+    assert result.stderr == ""
+    assert result.returncode in (0, 1)  # 0 if all of it fitted into the pipe
 
 
 def test_the_convert_scripts(small: Path, tmp_path: Path):

@@ -53,8 +53,10 @@ def run(args: list[str]) -> int:
     Raises:
         SystemExit: the arguments do not parse (code 2), or ask for help (code 0).
     """
-    command: Any = tyro.extras.subcommand_cli_from_dict(COMMANDS, prog="dia-jax", description=DESCRIPTION, args=args)
     try:
+        command: Any = tyro.extras.subcommand_cli_from_dict(
+            COMMANDS, prog="dia-jax", description=DESCRIPTION, args=args
+        )
         _keep_compiled_programs()
         _silence_failed_reads()
         command.run()
@@ -65,6 +67,9 @@ def run(args: list[str]) -> int:
         kept = f"; {error}" if str(error) else ""
         _report(f"interrupted{kept}.")
         return 130
+    except BrokenPipeError:  # whoever read the output, `head` for instance, has enough
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (or Python complains when it flushes)
+        return 1
     except (OSError, MemoryError, RuntimeError) as error:
         # A full disk, or out of memory on the device: not the input's fault, and no bug that needs a traceback.
         _report(f"{type(error).__name__}: {error}")
@@ -76,7 +81,7 @@ def _report(message: str) -> None:
     """Prints an error on standard error in one line; XLA's and numpy's messages can have several."""
     line = re.sub(r"\s*\n\s*", " ", message.strip())
     with contextlib.suppress(OSError):  # the exit code says it too
-        say(f"dia-jax: {line}", to=sys.stderr)
+        say(f"dia-jax: {line}", error=True)
 
 
 def _silence_failed_reads() -> None:

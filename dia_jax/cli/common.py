@@ -1,7 +1,7 @@
 """What the commands share: types of options, and printing. Knows no model."""
 
 import sys
-from typing import Literal, TextIO
+from typing import Literal
 
 import tyro
 from tqdm import tqdm
@@ -17,17 +17,17 @@ def printable(text: object) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
 
 
-def say(message: object, *, to: TextIO | None = None) -> None:
+def say(message: object, *, error: bool = False) -> None:
     """Prints one line above the progress bars, whatever is in it.
 
     Args:
         message: what to print; `printable` is applied to it, and characters that the stream cannot encode are escaped.
-        to: the stream, by default standard output.
+        error: print on standard error instead of standard output.
 
     Raises:
-        OSError: the stream cannot be written, such as a full disk.
+        OSError: the stream cannot be written, such as on a full disk.
     """
-    stream = to or sys.stdout
+    stream = sys.stderr if error else sys.stdout
     if stream is None:  # closed by whoever started the process
         return
     encoding = getattr(stream, "encoding", None) or "utf-8"

@@ -125,7 +125,7 @@ class Generate:
             say(
                 f"Speaking with tiny, the small demonstration voice, which knows few words ({resolve(TINY)}/README.md "
                 f"lists them). The real voice, 6.4 GB: --model {DEFAULT_REPO}",
-                to=sys.stderr,
+                error=True,
             )
         dia = Dia.from_pretrained(
             self.model,
@@ -224,11 +224,11 @@ class Generate:
             except KeyboardInterrupt:
                 raise KeyboardInterrupt(f"{heard:.2f} s of audio were written") from None
         where = "standard output" if to_stdout else self.output.absolute()
-        say(f"{where}: {heard:.2f} s of audio, seed {seed}", to=sys.stderr)
+        say(f"{where}: {heard:.2f} s of audio, seed {seed}", error=True)
         if heard:
             say(
                 f"first sound after {first - start:.2f} s, compiling included; longest wait of a listener {wait:.2f} s",
-                to=sys.stderr,
+                error=True,
             )
 
 
