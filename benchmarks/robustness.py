@@ -8,8 +8,9 @@ Random cases damage checkpoints in all layouts, configs, adapters and recordings
 command lines. Directed cases repeat what an earlier run found. See robustness_cases.py for what counts as a good end.
 
 Knows processes, limits and the table, not the cases. A child process runs one case after the other. It is replaced when
-a case hangs (20 s), dies, or takes the process beyond 2 GB of resident memory. An address-space limit is no substitute:
-JAX reserves far more than it uses. The exit code is 1 if there is any fault.
+a case hangs (20 s of wall time; on a busy machine give --seconds more), dies, or takes the process beyond 2 GB of
+resident memory. An address-space limit is no substitute: JAX reserves far more than it uses. The exit code is 1 if any
+case ends in a fault.
 """
 
 import argparse
@@ -45,10 +46,11 @@ class Child:
         bases: the folder of undamaged files.
         work: a folder of its own.
         seed: of the random cases.
+        seconds: of wall time that a case may take.
     """
 
-    def __init__(self, bases: Path, work: Path, seed: int):
-        self.work, self.cases = work, 0
+    def __init__(self, bases: Path, work: Path, *, seed: int, seconds: float):
+        self.work, self.seconds, self.cases = work, seconds, 0
         shutil.rmtree(work, ignore_errors=True)
         work.mkdir()
         cache = work.with_name("cache")  # of compiled programs, for the processes that follow
@@ -72,12 +74,14 @@ class Child:
         assert self.process.stdin is not None
         self.process.stdin.write(f"{name}\n".encode())
         self.process.stdin.flush()
-        answer, problem = self._wait(SECONDS)
+        answer, problem = self._wait(self.seconds)
         if answer is not None:
             return json.loads(answer)
         self.end()
+        what = (self.work / "what").read_text(errors="replace")
         last = (self.work / "stderr").read_text(errors="replace")[-300:]
-        return {"name": name, "outcome": problem, "what": "", "detail": f"exit code {self.process.returncode} {last}"}
+        detail = f"exit code {self.process.returncode} {last}"
+        return {"name": name, "outcome": problem, "what": what, "detail": detail}
 
     def _wait(self, seconds: float) -> tuple[str | None, str]:
         """The next line of the process, or what is wrong."""
@@ -119,6 +123,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", type=int, default=10_000, help="random cases, of all kinds")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seconds", type=float, default=SECONDS, help="wall time that a case may take")
     parser.add_argument("--kinds", nargs="+", choices=[*KINDS, "directed"], default=[*KINDS, "directed"])
     parser.add_argument("--only", nargs="+", help="numbers or names of cases; nothing is written")
     parser.add_argument("--small", action="store_true", help="60 random cases, none directed")
@@ -135,12 +140,12 @@ def main() -> None:
         bases, work = Path(folder) / "bases", Path(folder) / "work"
         large = "directed" if any(not name.isdigit() for name in names) else "random"
         subprocess.run([sys.executable, CASES, "bases", bases, large], check=True)
-        child = Child(bases, work, args.seed)
+        child = Child(bases, work, seed=args.seed, seconds=args.seconds)
         try:
             for name in names:
                 if not child.alive or child.cases >= CASES_PER_PROCESS:
                     child.end()
-                    child = Child(bases, work, args.seed)
+                    child = Child(bases, work, seed=args.seed, seconds=args.seconds)
                 result = child.run(name)
                 counts[kind_of(name)][result["outcome"]] += 1
                 if args.only:

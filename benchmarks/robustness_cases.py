@@ -987,8 +987,10 @@ def run_case(name: str, *, seed: int, bases: Path, folder: Path) -> dict[str, st
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     os.chdir(folder)
+    (folder.parent / "what").write_text("making the case")
     rng = random.Random(f"{seed} {name}")
     case = KINDS[kind_of(name)](rng, bases, folder) if name.isdigit() else DIRECTED[name](bases, folder)
+    (folder.parent / "what").write_text(case.what, errors="replace")  # for the parent, if this is the end
     before = snapshot(folder)
     CAPTURED.clear()
     stdin = sys.stdin
