@@ -9,7 +9,7 @@ Layouts: transformers (which `transformers` itself loads), reference (safetensor
 
 import sys
 
-from dia_jax.__main__ import run
+from dia_jax.cli import run
 
 if __name__ == "__main__":
     sys.exit(run(["convert", "--layout", "transformers", *sys.argv[1:]]))

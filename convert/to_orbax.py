@@ -9,7 +9,7 @@ or not) or descript's `weights.pth`; the second a new directory.
 
 import sys
 
-from dia_jax.__main__ import run
+from dia_jax.cli import run
 
 if __name__ == "__main__":
     sys.exit(run(["convert", "--layout", "orbax", *sys.argv[1:]]))

@@ -35,6 +35,8 @@ FIRST_SIZE = 512
 
 FIRST_TEXT_SIZE = 128
 
+Array = jax.Array | np.ndarray
+
 NOT_ENDED = np.iinfo(np.int32).max // 2
 
 
@@ -74,15 +76,15 @@ class Slots:
         text_mask: bool [B, S], False where a script is padded.
     """
 
-    grid: jax.Array
-    position: jax.Array
-    end: jax.Array
-    limit: jax.Array
-    done: jax.Array
-    failed: jax.Array
+    grid: Array
+    position: Array
+    end: Array
+    limit: Array
+    done: Array
+    failed: Array
     key: jax.Array
     settings: SamplingSettings
-    text_mask: jax.Array
+    text_mask: Array
 
 
 @jax.tree_util.register_dataclass
@@ -395,10 +397,10 @@ def insert(state: DecodeState, prefilled: Prefilled, request: Request, slot: int
         settings=SamplingSettings(*(np.array([value], kind) for value, kind in zip(values, settings, strict=True))),
         text_mask=prefilled.text_mask,
     )
-    place, cache, cross = np.int32(slot), list(state.cache), list(state.cross)
+    place, cache = np.int32(slot), state.cache
     if frames:
         cache = [_put(layer, new, place) for layer, new in zip(cache, prefilled.cache, strict=True)]
-    cross = [_put(layer, new, place) for layer, new in zip(cross, prefilled.cross, strict=True)]
+    cross = [_put(layer, new, place) for layer, new in zip(state.cross, prefilled.cross, strict=True)]
     return DecodeState(_put(state.slots, one, place), cache, cross)
 
 

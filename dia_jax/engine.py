@@ -21,6 +21,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 from flax import nnx
@@ -84,7 +85,7 @@ class Job(concurrent.futures.Future):
         self._parts: list[np.ndarray] = []
         self._chunks: queue.SimpleQueue[np.ndarray | None] = queue.SimpleQueue()
         self._cancelling = threading.Lock()
-        self.add_done_callback(lambda job: job._chunks.put(None))
+        self.add_done_callback(lambda _: self._chunks.put(None))
 
     def cancel(self) -> bool:
         """Stops the clip; False if it is finished already."""
@@ -221,10 +222,11 @@ class Engine:
         self._model, self._config, self._codec = (graphdef, params), config, codec
         self._context = dac.decoder_context(codec.config) if codec else None
         dec = config.decoder
-        self._dtype = params["decoder"]["embeddings"]["embedding"].dtype
+        embeddings: Any = params["decoder"]["embeddings"]["embedding"]
+        self._dtype = np.dtype(embeddings.dtype)
         self._weight_bytes = sum(w.size * w.dtype.itemsize for w in decoder_weights(params))
-        lanes_of_keys_and_values = 4 * dec.num_layers * dec.cross_num_kv_heads
-        self._bytes_of_text = lanes_of_keys_and_values * dec.cross_head_dim * self._dtype.itemsize
+        # Keys and values of two lanes.
+        self._bytes_of_text = 4 * dec.num_layers * dec.cross_num_kv_heads * dec.cross_head_dim * self._dtype.itemsize
         self._incoming: collections.deque[Job] = collections.deque()
         self._waiting: list[Job] = []
         self._batches: dict[int, _Batch] = {}

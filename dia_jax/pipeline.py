@@ -332,13 +332,14 @@ class Dia:
         if errors and not return_errors:
             raise ClipErrors(errors, results)
         # The longest scripts first: their clips end last, and those of one padded size share a batch.
-        order = sorted((i for i in range(len(drafts)) if i not in errors), key=lambda i: -len(drafts[i].text))
+        good = {i: draft for i, draft in enumerate(drafts) if isinstance(draft, Draft)}
+        order = sorted(good, key=lambda i: len(good[i].text), reverse=True)
         jobs: dict[Job, int] = {}
         try:
             with _Progress(len(drafts), self._frame_rate, disable=not progress) as bar:
-                for i, request in zip(order, self._requests([drafts[i] for i in order]), strict=True):
+                for i, request in zip(order, self._requests([good[i] for i in order]), strict=True):
                     jobs[self.engine.submit(request, sound=sound, batch_size=batch_size)] = i
-                pending = set(jobs)
+                pending: Any = set(jobs)
                 while pending:
                     # Waits in turns, for the sake of the progress bar and of platforms that cannot interrupt a wait.
                     done, pending = concurrent.futures.wait(
@@ -370,7 +371,8 @@ class Dia:
         return [errors.get(i, result) for i, result in enumerate(results)]
 
     def _drafts(self, text: str | Sequence[str], options: Any) -> list[Draft | DiaError]:
-        return draft_requests(text, self.config, self.codec and self.codec.config, **options)
+        codec = None if self.codec is None else self.codec.config
+        return draft_requests(text, self.config, codec, **options)
 
     def _requests(self, drafts: Sequence[Any]) -> Iterator[Request]:
         """Encodes voice prompts as they are needed, several recordings in a batch, each once."""

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dia_jax.audio import prepare_audio, read_audio
-from dia_jax.config import DacConfig, DiaConfig, DiaError, SamplingSettings
+from dia_jax.config import DacConfig, DiaConfig, DiaError, SamplingSettings, short
 from dia_jax.decode import Request
 from dia_jax.text import encode_text
 
@@ -100,7 +100,7 @@ def draft_requests(
     if not texts:
         raise SettingError("There is no script to speak: the list is empty.")
     if max_tokens is not None and (isinstance(max_tokens, bool) or not isinstance(max_tokens, (int, np.integer))):
-        raise SettingError(f"max_tokens is {max_tokens!r}; it must be a whole number of frames, or None.")
+        raise SettingError(f"max_tokens is {short(max_tokens)}; it must be a whole number of frames, or None.")
     keys = _keys(seed, len(texts))
     prompts = list(audio_prompt) if isinstance(audio_prompt, list) else [audio_prompt] * len(texts)
     if len(prompts) != len(texts):
@@ -111,10 +111,9 @@ def draft_requests(
     drafts: list[Draft | DiaError] = []
     for script, prompt, key in zip(texts, prompts, keys, strict=True):
         try:
-            if shared is None:
-                name = os.fspath(prompt) if isinstance(prompt, (str, os.PathLike)) else id(prompt)
-                if name not in seen:
-                    seen[name] = _read_prompt(prompt, config, codec)
+            name = os.fspath(prompt) if isinstance(prompt, (str, os.PathLike)) else id(prompt)
+            if shared is None and name not in seen:
+                seen[name] = _read_prompt(prompt, config, codec)
             tokens = encode_text(
                 script, max_length=config.encoder.max_length, vocab_size=config.encoder.vocab_size, truncate=truncate
             )
@@ -230,7 +229,7 @@ def check_settings(
 def check_count(name: str, value: Any) -> int:
     """Raises SettingError unless a value is a whole number from 1 up."""
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
-        raise SettingError(f"{name} is {value!r}; it must be a whole number from 1 up.")
+        raise SettingError(f"{name} is {short(value)}; it must be a whole number from 1 up.")
     return int(value)
 
 
@@ -248,8 +247,9 @@ def check_seed(value: Any) -> jax.Array:
     if isinstance(value, (jax.Array, np.ndarray)):
         is_int = value.ndim == 0 and value.dtype.kind in "iu"
     if not is_int or not 0 <= int(value) < 2**32:
-        shown = " ".join(repr(value).split())[:200]  # an array's repr has several lines
-        raise SettingError(f"seed is {shown}; it must be a whole number from 0 to {2**32 - 1}, or a jax.random.key.")
+        raise SettingError(
+            f"seed is {short(value)}; it must be a whole number from 0 to {2**32 - 1}, or a jax.random.key."
+        )
     return jax.random.key(np.uint32(int(value)), impl=PRNG)
 
 

@@ -29,3 +29,11 @@ def test_benchmark_runs(script: str, options: list[str], tmp_path: Path):
     data = json.loads(written.read_text())
     assert data["versions"]["jax"]
     assert data["cores"] >= 1
+
+
+@pytest.mark.slow
+def test_damaged_input_is_accepted_or_refused_in_one_sentence(tmp_path: Path):
+    command = [sys.executable, ROOT / "benchmarks" / "robustness.py", "--cases", "500", "--results", tmp_path]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert json.loads((tmp_path / "robustness.json").read_text())["faults"] == 0

@@ -5,13 +5,18 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import jax
 import numpy as np
 import pytest
 import soundfile
 
-from dia_jax.__main__ import run
+from dia_jax import Dia
+from dia_jax.checkpoint import DTYPES
+from dia_jax.cli import run
+from dia_jax.cli.common import Dtype, printable, say
+from dia_jax.cli.generate import MAX_SCRIPT_BYTES, Generate
 
 TEXT = "[S1] Hello. [S2] Hi there."
 
@@ -77,6 +82,15 @@ def damaged(tmp_path: Path) -> dict[str, Path]:
     files["raw"].write_bytes(b"\x01\x02" * 500)
     files["latin"] = tmp_path / "latin.txt"
     files["latin"].write_bytes("[S1] Caf\u00e9.".encode("latin-1"))
+    files["long"] = tmp_path / "long.txt"
+    files["long"].write_text("[S1] " + "x" * MAX_SCRIPT_BYTES)
+    files["pipe"] = tmp_path / "pipe"
+    os.mkfifo(files["pipe"])
+    os.mkfifo(tmp_path / "pipe.wav")
+    files["loop"] = tmp_path / "loop.wav"
+    files["loop"].symlink_to("loop.wav")
+    files["folder"] = tmp_path / "folder"
+    (files["folder"] / "x.png").mkdir(parents=True)
     return files
 
 
@@ -91,6 +105,9 @@ def damaged(tmp_path: Path) -> dict[str, Path]:
         (["[S1] a\udcffb"], "not valid Unicode"),
         (["--file", "{latin}"], "is not UTF-8: byte 8 is 0xe9"),
         (["--file", "missing.txt"], "Cannot read missing.txt"),
+        (["--file", "{pipe}"], "not a regular file"),
+        (["--file", "/dev/zero"], "not a regular file"),
+        (["--file", "{long}"], "longer than 1,000,000 bytes"),
         ([TEXT, "--audio-prompt", "missing.wav"], "no audio file missing.wav"),
         ([TEXT, "--audio-prompt", "{corrupt}"], "not a readable audio file"),
         ([TEXT, "--audio-prompt", "{silent}"], "silent"),
@@ -101,6 +118,11 @@ def damaged(tmp_path: Path) -> dict[str, Path]:
         ([TEXT, "--audio-prompt", "{raw}"], "not a readable audio file"),
         ([TEXT, TEXT, "-o", "/"], "suffix must be one of"),
         ([TEXT, "-o", "x" * 300 + ".wav"], "Cannot write"),
+        ([TEXT, TEXT, "-o", "x" * 250 + ".wav"], "File name too long"),
+        ([TEXT, "-o", "a\nb.doc"], "Cannot write a b.doc"),
+        ([TEXT, "-o", "{loop}"], "Too many levels of symbolic links"),
+        ([TEXT, "-o", "{pipe}.wav"], "not a regular file"),
+        ([TEXT, "-o", "{folder}/x.wav", "--picture"], "x.png: it is a directory"),
         ([TEXT, "--temperature", "-1"], "temperature is -1"),
         ([TEXT, "--top-p", "2"], "top_p is 2"),
         ([TEXT, "--max-tokens", "9999"], "room for 1 to 3056"),
@@ -123,6 +145,117 @@ def test_bad_input_is_a_sentence_and_exit_code_2(
     assert message.count("\n") == 1
     assert "Traceback" not in message
     assert sorted(os.listdir(tmp_path)) == before
+
+
+def test_names_that_are_not_utf8(small: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
+    odd = tmp_path / os.fsdecode(b"\xff\xe9")
+    soundfile.write(tmp_path / "me.wav", np.random.default_rng(0).uniform(-0.5, 0.5, 20_000), 22_050)
+    (tmp_path / "me.wav").rename(odd.with_suffix(".wav"))
+    odd.with_suffix(".txt").write_text(TEXT)
+    inputs = ("--file", odd.with_suffix(".txt"), "--audio-prompt", odd.with_suffix(".wav"))
+    for suffix in (".wav", ".flac", ".ogg", ".mp3"):
+        output = odd.with_name(odd.name + "2").with_suffix(suffix)
+        assert generate(small, *inputs, "-o", output, "--picture") == 0
+        assert f"\\udcff\\udce92{suffix}: 0.12 s of audio" in capsys.readouterr().out
+        assert output.exists()
+        assert output.with_suffix(".png").exists()
+    assert generate(small, TEXT, "-o", odd.with_name(odd.name + "3.wav"), "--stream") == 0
+    assert generate(small, TEXT, "-o", odd.with_suffix(".doc")) == 2
+
+
+@pytest.mark.parametrize("options", [(), ("--stream",), ("--picture",)])
+def test_a_name_that_cannot_be_written_is_found_before_the_work(
+    small: Path, tmp_path: Path, options: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+):
+    loaded = []
+    load = Dia.from_pretrained
+    monkeypatch.setattr(Dia, "from_pretrained", lambda *args, **kwargs: loaded.append(1) or load(*args, **kwargs))
+    for length in (240, 254, 255, 256):  # a system's limit is 255 bytes, of the temporary name too
+        loaded.clear()
+        output = tmp_path / ("x" * (length - 4) + ".wav")
+        assert generate(small, TEXT, "-o", output, *options) == (0 if loaded else 2)
+        assert output.name in os.listdir(tmp_path) if loaded else not any(tmp_path.iterdir())
+        for path in tmp_path.iterdir():
+            path.unlink()
+    assert not loaded
+
+
+def test_an_output_that_is_a_link_replaces_its_target(small: Path, tmp_path: Path):
+    (tmp_path / "elsewhere").mkdir()
+    for name in ("x.wav", "x.png"):
+        (tmp_path / "elsewhere" / name).write_text("old")
+        (tmp_path / name).symlink_to(f"elsewhere/{name}")
+    (tmp_path / "new.wav").symlink_to("elsewhere/new.wav")  # a target that is not there yet
+    assert generate(small, TEXT, "-o", tmp_path / "x.wav", "--picture") == 0
+    assert generate(small, TEXT, "-o", tmp_path / "new.wav", "--stream") == 0
+    assert all((tmp_path / name).is_symlink() for name in ("x.wav", "x.png", "new.wav"))
+    assert soundfile.info(tmp_path / "elsewhere" / "x.wav").frames == 10 * 512
+    assert soundfile.info(tmp_path / "elsewhere" / "new.wav").frames == 10 * 512
+    assert (tmp_path / "elsewhere" / "x.png").read_bytes().startswith(b"\x89PNG")
+    assert len(list((tmp_path / "elsewhere").iterdir())) == 3
+
+
+def test_too_much_on_standard_input(small: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
+    with open("/dev/zero", "rb") as zeros:
+        monkeypatch.setattr(sys, "stdin", Stdin(zeros))
+        assert generate(small) == 2
+    assert "standard input is longer than 1,000,000 bytes" in capsys.readouterr().err
+
+
+def test_a_full_disk_is_one_sentence(tmp_path: Path):
+    code = (
+        "import resource, sys; from dia_jax.cli import run; "
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, resource.RLIM_INFINITY)); "
+        f"sys.exit(run(['make-untrained', {str(tmp_path / 'small')!r}]))"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert result.returncode == 2
+    assert result.stderr.startswith("dia-jax: Cannot write")
+    assert result.stderr.count("\n") == 1
+    assert not any(tmp_path.iterdir())
+
+
+def test_what_is_printed_is_one_line_and_never_fails(
+    small: Path, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+):
+    assert printable("tab\t, caf\u00e9 \udcff\n\x1b[1m") == r"tab\t, caf\u00e9 \udcff\n\x1b[1m".replace(
+        r"\u00e9", "\u00e9"
+    )
+    with monkeypatch.context() as patch:
+        ascii_only = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+        patch.setattr(sys, "stdout", ascii_only)
+        patch.setattr(sys, "stderr", None)
+        say("caf\u00e9 \udcff")
+        say("nowhere", error=True)
+        ascii_only.seek(0)
+    assert ascii_only.read() == "caf\\xe9 \\udcff\n"
+
+    def fail(self):
+        raise RuntimeError("one line\n\n  another")
+
+    class Full(io.StringIO):
+        def write(self, text: str) -> int:
+            raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Generate, "run", fail)
+        assert generate(small, TEXT) == 1
+    assert capsys.readouterr().err == "dia-jax: RuntimeError: one line another\n"
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", Full())
+        assert generate(small, TEXT, TEXT, "-o", tmp_path / "x.wav", "--batch-size", "1") == 1
+    assert capsys.readouterr().err == "dia-jax: OSError: [Errno 28] No space left on device\n"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["x-1.wav", "x-2.wav"]
+
+
+def test_a_long_voice_prompt_is_refused_by_its_header(small: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
+    soundfile.write(tmp_path / "long.flac", np.zeros((61 * 8000, 8)), 8000)
+    assert generate(small, TEXT, "--audio-prompt", tmp_path / "long.flac") == 2
+    assert "has 61.0 s of audio according to its header; at most 60 s are read" in capsys.readouterr().err
+
+
+def test_dtypes_are_those_of_checkpoints():
+    assert get_args(Dtype) == tuple(DTYPES)
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
@@ -160,8 +293,6 @@ def test_a_stream_does_not_touch_what_is_there(small: Path, tmp_path: Path, caps
 def test_an_interruption_keeps_the_files_that_are_finished(
     small: Path, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ):
-    from dia_jax import Dia
-
     save = Dia.save_audio
 
     def interrupted(self, path, audio):
@@ -229,6 +360,13 @@ def test_the_core_imports_neither_torch_nor_transformers():
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "set()"
+
+
+def test_a_reader_that_has_enough_ends_the_command_silently():
+    command = f"{sys.executable} -m dia_jax generate --help | true; exit ${{PIPESTATUS[0]}}"
+    result = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
+    assert result.stderr == ""
+    assert result.returncode in (0, 1)  # 0 if all of it fitted into the pipe
 
 
 def test_the_convert_scripts(small: Path, tmp_path: Path):

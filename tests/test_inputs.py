@@ -2,8 +2,10 @@
 
 import json
 import os
+import tracemalloc
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 import soundfile
@@ -13,7 +15,7 @@ from hypothesis import strategies as st
 from transformers.models.dia.tokenization_dia import DiaTokenizer
 
 from dia_jax import NONVERBAL_TAGS, AudioError, ConfigError, DacConfig, DiaConfig, SamplingSettings, TextError
-from dia_jax.audio import FORMATS, prepare_audio, read_audio, write_audio
+from dia_jax.audio import FORMATS, check_writable, growing_wav, prepare_audio, read_audio, write_audio
 from dia_jax.checkpoint.schemas import (
     dac_from_json,
     dac_to_json,
@@ -23,6 +25,7 @@ from dia_jax.checkpoint.schemas import (
     dia_to_nested_json,
 )
 from dia_jax.delay import FREE, apply_delay, revert_delay
+from dia_jax.picture import COLUMNS, PictureError, check_drawable, spectrogram
 from dia_jax.text import encode_text
 
 from conftest import reference_config
@@ -254,6 +257,9 @@ def test_any_rate_and_stereo(tmp_path: Path, rate: int, channels: int):
         (np.ones(1000), float("nan"), "sample rate nan"),
         (np.ones(1000), "44100", "sample rate '44100'"),
         (np.ones(1000), 44.1, "sample rate 44.1"),
+        (np.ones(1000), np.zeros((2, 2)), r"sample rate array\(\[\[0., 0.\], \[0., 0.\]\]\); give one"),
+        ([[1.0], [1.0, 2.0]], 44100, "ragged list or no numbers"),
+        (jax.random.split(jax.random.key(0)), 44100, "ragged list or no numbers"),
     ],
 )
 def test_audio_that_is_refused(samples, rate, words: str):
@@ -264,6 +270,9 @@ def test_audio_that_is_refused(samples, rate, words: str):
 def test_files_that_are_refused(tmp_path: Path):
     with pytest.raises(AudioError, match="There is no audio file"):
         read_audio(tmp_path / "missing.wav", rate=44100)
+    for name in ("\x00.wav", "\ud800.wav", "x" * 300):
+        with pytest.raises(AudioError, match=r"no audio file|not a readable audio file"):
+            read_audio(tmp_path / name, rate=44100)
     (tmp_path / "corrupt.wav").write_bytes(b"RIFF\x00nonsense")
     with pytest.raises(AudioError, match="not a readable audio file"):
         read_audio(tmp_path / "corrupt.wav", rate=44100)
@@ -291,3 +300,104 @@ def test_writes_that_are_refused_leave_what_was_there(tmp_path: Path, monkeypatc
         write_audio(path, tone(0.1, 44100), rate=44100)
     assert path.read_text() == "precious"
     assert os.listdir(tmp_path) == ["x.wav"]
+
+
+@pytest.mark.parametrize("suffix", [*FORMATS, ".aiff", ".opus"])
+@pytest.mark.parametrize("rate", [44_100, 48_000])
+def test_blocks_are_the_same_as_the_whole(tmp_path: Path, suffix: str, rate: int):
+    path, noise = tmp_path / f"x{suffix}", np.random.default_rng(0).normal(0, 0.1, (48_000 * 5, 2))
+    details = ("OGG", "OPUS") if suffix == ".opus" else (None, None)
+    with soundfile.SoundFile(path, "w", 48_000, 2, format=details[0], subtype=details[1]) as file:
+        for start in range(0, len(noise), 40_000):
+            file.write(noise[start : start + 40_000])
+    expected = prepare_audio(*soundfile.read(path, dtype="float32"), rate=rate)
+    np.testing.assert_array_equal(read_audio(path, rate=rate), expected)
+
+
+def flac_of_length(path: Path, claimed: int) -> Path:
+    """Rewrites the number of samples in a FLAC's header, where 0 means that it is not known."""
+    data = bytearray(path.read_bytes())
+    data[21] = data[21] & 0xF0 | claimed >> 32
+    data[22:26] = (claimed & 0xFFFFFFFF).to_bytes(4, "big")
+    path.write_bytes(data)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("claimed", "words"),
+    [
+        (8000 * 3, "has 3.0 s of audio according to its header; at most 2 s"),
+        (2**36 - 1, "has 8,589,934.6 s of audio according to its header"),
+        (0, "has more than 2 s of audio"),
+    ],
+)
+def test_long_recordings_are_refused_whatever_the_header_says(tmp_path: Path, claimed: int, words: str):
+    soundfile.write(tmp_path / "x.flac", tone(3.0, 8000), 8000)
+    path = flac_of_length(tmp_path / "x.flac", claimed)
+    with pytest.raises(AudioError, match=words):
+        read_audio(path, rate=8000, max_seconds=2)
+
+
+def test_a_length_that_is_not_known_is_read_to_the_end(tmp_path: Path):
+    soundfile.write(tmp_path / "x.flac", tone(3.0, 8000), 8000)
+    expected = read_audio(tmp_path / "x.flac", rate=44_100)
+    np.testing.assert_array_equal(read_audio(flac_of_length(tmp_path / "x.flac", 0), rate=44_100), expected)
+
+
+def test_memory_is_that_of_the_mono_result(tmp_path: Path):
+    soundfile.write(tmp_path / "x.flac", np.zeros((48_000 * 60, 8), np.int16) + 100, 48_000)
+    tracemalloc.start()
+    try:
+        samples = read_audio(tmp_path / "x.flac", rate=48_000)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 2 * samples.nbytes + 8_000_000  # the result of BytesIO may be resized by a copy
+
+
+def test_links_are_followed_and_other_things_are_not_replaced(tmp_path: Path):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "x.wav").symlink_to("folder/y.wav")
+    write_audio(tmp_path / "x.wav", tone(0.1, 44100), rate=44100)
+    assert (tmp_path / "x.wav").is_symlink()
+    assert soundfile.info(tmp_path / "folder" / "y.wav").frames == 4410
+    (tmp_path / "grown.wav").symlink_to("folder/grown.wav")
+    with growing_wav(tmp_path / "grown.wav", rate=44100) as append:
+        append(tone(0.1, 44100))
+    assert soundfile.info(tmp_path / "folder" / "grown.wav").frames == 4410
+    os.mkfifo(tmp_path / "pipe.wav")
+    with pytest.raises(AudioError, match="not a regular file"):
+        check_writable(tmp_path / "pipe.wav")
+    for name in ("\x00.wav", "\ud800.wav"):
+        with pytest.raises(AudioError, match="no file can have this name"):
+            check_writable(tmp_path / name)
+    with pytest.raises(PictureError, match="is a directory"):
+        check_drawable(tmp_path / "folder")
+    assert sorted(os.listdir(tmp_path)) == ["folder", "grown.wav", "pipe.wav", "x.wav"]
+
+
+def test_a_check_leaves_what_is_there(tmp_path: Path):
+    (tmp_path / "x.wav").write_text("precious")
+    check_writable(tmp_path / "x.wav")
+    check_drawable(tmp_path / "x.wav")
+    assert (tmp_path / "x.wav").read_text() == "precious"
+    assert os.listdir(tmp_path) == ["x.wav"]
+
+
+@pytest.mark.parametrize("size", [1, 511, 512, 5000, 150_000])
+def test_spectrograms_are_those_of_all_windows_at_once(size: int):
+    samples = np.random.default_rng(0).normal(0, np.linspace(0, 1, size)).astype(np.float32)
+    windows = np.lib.stride_tricks.sliding_window_view(np.pad(samples, 1024), 2048)[::512]
+    power = np.abs(np.fft.rfft(windows * np.hanning(2048))) ** 2
+    expected = 10 * np.log10(np.maximum(power / max(power.max(), 1e-12), 1e-8))
+    np.testing.assert_array_equal(spectrogram(samples), expected)
+
+
+def test_columns_of_a_long_recording_are_mean_powers():
+    samples = np.zeros(3 * COLUMNS * 512 - 512, np.float32)
+    samples[1024::512] = 1.0  # a click in the middle of each window, but for the first two
+    levels = spectrogram(samples)
+    assert levels.shape == (COLUMNS, 1025)
+    np.testing.assert_allclose(levels[5:-5, 100], levels[5, 100])
+    assert levels[0, 100] < levels[5, 100]
+    assert levels.max() == 0

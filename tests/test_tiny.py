@@ -11,7 +11,7 @@ from flax import nnx
 
 import dia_jax
 from dia_jax import Dia, save_params
-from dia_jax.__main__ import run
+from dia_jax.cli import run
 from dia_jax.text import encode_text
 from dia_jax.training.batches import Dataset, make_batch
 from dia_jax.training.loss import loss

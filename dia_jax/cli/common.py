@@ -1,0 +1,34 @@
+"""What the commands share: types of options, and printing. Knows no model."""
+
+import sys
+from typing import Literal
+
+import tyro
+from tqdm import tqdm
+
+Positional = tyro.conf.Positional
+
+Dtype = Literal["float32", "bfloat16", "float16"]
+"""The names in `checkpoint.DTYPES`, which as keys of a dictionary are no type that the parser could read."""
+
+
+def printable(text: object) -> str:
+    r"""Text on one line: control characters, and bytes of file names that are not UTF-8, become escapes: \n, \udcff."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
+
+
+def say(message: object, *, error: bool = False) -> None:
+    """Prints one line above the progress bars, whatever is in it.
+
+    Args:
+        message: what to print; `printable` is applied to it, and characters that the stream cannot encode are escaped.
+        error: print on standard error instead of standard output.
+
+    Raises:
+        OSError: the stream cannot be written, such as on a full disk.
+    """
+    stream = sys.stderr if error else sys.stdout
+    if stream is None:  # closed by whoever started the process
+        return
+    encoding = getattr(stream, "encoding", None) or "utf-8"
+    tqdm.write(printable(message).encode(encoding, "backslashreplace").decode(encoding), file=stream)
