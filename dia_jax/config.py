@@ -52,11 +52,11 @@ DAC_MAX_SIZE = 65_536
 
 
 def short(value: Any) -> str:
-    """The `repr` of a value from outside, cut to a length that fits into a message."""
+    """The `repr` of a value from outside, in one line, cut to a length that fits into a message."""
     form = reprlib.Repr()
     form.maxlevel, form.maxtuple, form.maxlist, form.maxdict, form.maxstring, form.maxlong = 2, 16, 16, 4, 80, 40
     try:
-        return form.repr(value)
+        return " ".join(form.repr(value).split())
     except ValueError:  # Python does not write integers of more than 4300 digits
         return f"a value of type {type(value).__name__} that is too large to be shown"
 

@@ -35,8 +35,6 @@ FIRST_SIZE = 512
 
 FIRST_TEXT_SIZE = 128
 
-Array = jax.Array | np.ndarray
-
 NOT_ENDED = np.iinfo(np.int32).max // 2
 
 
@@ -76,15 +74,15 @@ class Slots:
         text_mask: bool [B, S], False where a script is padded.
     """
 
-    grid: Array
-    position: Array
-    end: Array
-    limit: Array
-    done: Array
-    failed: Array
+    grid: jax.Array
+    position: jax.Array
+    end: jax.Array
+    limit: jax.Array
+    done: jax.Array
+    failed: jax.Array
     key: jax.Array
     settings: SamplingSettings
-    text_mask: Array
+    text_mask: jax.Array
 
 
 @jax.tree_util.register_dataclass
@@ -383,25 +381,24 @@ def insert(state: DecodeState, prefilled: Prefilled, request: Request, slot: int
         config: of the model.
     """
     frames = len(request.prompt)
-    settings = (np.float32, np.float32, np.float32, np.int32)
-    values = [request.settings.cfg_scale, request.settings.temperature]
-    values += [request.settings.top_p, request.settings.cfg_filter_top_k]
-    one = Slots(
-        grid=_first_grid(request, config)[None],
-        position=np.array([frames], np.int32),
-        end=np.array([NOT_ENDED], np.int32),
-        limit=np.array([1 + frames + request.max_frames], np.int32),
-        done=np.array([False]),
-        failed=np.array([False]),
-        key=request.key[None],
-        settings=SamplingSettings(*(np.array([value], kind) for value, kind in zip(values, settings, strict=True))),
-        text_mask=prefilled.text_mask,
-    )
-    place, cache = np.int32(slot), state.cache
+    kinds = SamplingSettings(np.float32, np.float32, np.float32, np.int32)
+    one: dict[str, Any] = {
+        "grid": _first_grid(request, config)[None],
+        "position": np.array([frames], np.int32),
+        "end": np.array([NOT_ENDED], np.int32),
+        "limit": np.array([1 + frames + request.max_frames], np.int32),
+        "done": np.array([False]),
+        "failed": np.array([False]),
+        "key": request.key[None],
+        "settings": jax.tree.map(lambda kind, value: np.array([value], kind), kinds, request.settings),
+        "text_mask": prefilled.text_mask,
+    }
+    place = np.int32(slot)
+    cache: Any = state.cache
     if frames:
         cache = [_put(layer, new, place) for layer, new in zip(cache, prefilled.cache, strict=True)]
-    cross = [_put(layer, new, place) for layer, new in zip(state.cross, prefilled.cross, strict=True)]
-    return DecodeState(_put(state.slots, one, place), cache, cross)
+    cross: Any = [_put(layer, new, place) for layer, new in zip(state.cross, prefilled.cross, strict=True)]
+    return DecodeState(_put(state.slots, Slots(**one), place), cache, cross)
 
 
 def release(state: DecodeState, slot: int) -> DecodeState:

@@ -229,6 +229,7 @@ class Engine:
         self._bytes_of_text = 4 * dec.num_layers * dec.cross_num_kv_heads * dec.cross_head_dim * self._dtype.itemsize
         self._incoming: collections.deque[Job] = collections.deque()
         self._waiting: list[Job] = []
+        self._admitted: list[Job] = []  # of this turn
         self._batches: dict[int, _Batch] = {}
         self._calls: list[_Call] = []
         self._collected = 0.0
@@ -310,9 +311,9 @@ class Engine:
         live = [job for batch in self._batches.values() for job in batch.live]
         capacity = max((job.batch_size for job in (*live, *self._waiting)), default=0)
         count = max(capacity - len(live), 0)
-        new, self._waiting = self._waiting[:count], self._waiting[count:]
+        self._admitted, self._waiting = self._waiting[:count], self._waiting[count:]
         groups = {size: batch.live for size, batch in self._batches.items()}
-        for job in new:
+        for job in self._admitted:
             groups.setdefault(self._place(job, groups), []).append(job)
         for size, jobs in groups.items():
             if jobs:
@@ -432,11 +433,11 @@ class Engine:
         self._vacate(call.batch)
 
     def _recover(self, before: list[_Call], error: Exception) -> None:
-        """After a call that failed, whose donated arrays are gone: all that ran has failed, and the rest goes on."""
+        """After a call that failed, whose donated arrays are gone: all that ran has failed, and the rest still waits."""
         for call in before:
             with contextlib.suppress(Exception):  # it may have ended well
                 self._collect(call)
-        jobs = [job for call in (*before, *self._calls) for job in call.jobs]
+        jobs = [*self._admitted, *(job for call in (*before, *self._calls) for job in call.jobs)]
         jobs += [job for batch in self._batches.values() for job in batch.jobs]
         self._batches, self._calls, self._prefilled = {}, [], None
         for job in jobs:

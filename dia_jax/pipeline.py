@@ -8,7 +8,7 @@ import concurrent.futures
 import functools
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Unpack, overload
 
@@ -56,7 +56,7 @@ class ClipErrors(DiaError):
         results: the finished clips, None for the others.
     """
 
-    def __init__(self, errors: dict[int, Exception], results: list[np.ndarray | None]):
+    def __init__(self, errors: Mapping[int, BaseException], results: list[np.ndarray | None]):
         self.errors, self.results = errors, results
         listed = " ".join(f"[{i}] {error}" for i, error in sorted(errors.items()))
         finished = sum(result is not None for result in results)
@@ -328,29 +328,30 @@ class Dia:
         drafts = self._drafts(text, options)
         check_count("batch_size", batch_size)
         results: list[Any] = [None] * len(drafts)
-        errors: dict[int, Exception] = {i: draft for i, draft in enumerate(drafts) if isinstance(draft, DiaError)}
+        errors: dict[int, BaseException] = {i: draft for i, draft in enumerate(drafts) if isinstance(draft, DiaError)}
         if errors and not return_errors:
             raise ClipErrors(errors, results)
         # The longest scripts first: their clips end last, and those of one padded size share a batch.
         good = {i: draft for i, draft in enumerate(drafts) if isinstance(draft, Draft)}
         order = sorted(good, key=lambda i: len(good[i].text), reverse=True)
-        jobs: dict[Job, int] = {}
+        jobs: dict[Any, int] = {}
         try:
             with _Progress(len(drafts), self._frame_rate, disable=not progress) as bar:
                 for i, request in zip(order, self._requests([good[i] for i in order]), strict=True):
                     jobs[self.engine.submit(request, sound=sound, batch_size=batch_size)] = i
-                pending: Any = set(jobs)
+                pending = set(jobs)
                 while pending:
                     # Waits in turns, for the sake of the progress bar and of platforms that cannot interrupt a wait.
-                    done, pending = concurrent.futures.wait(
+                    ended, pending = concurrent.futures.wait(
                         pending, timeout=0.2, return_when=concurrent.futures.FIRST_COMPLETED
                     )
-                    for job in sorted(done, key=jobs.__getitem__):
+                    done = sorted(ended, key=lambda job: jobs[job])
+                    for job in done:
                         if error := job.exception():
                             errors[jobs[job]] = error
                         else:
                             results[jobs[job]] = job.result()
-                    for job in sorted(done, key=jobs.__getitem__):
+                    for job in done:
                         if on_clip is not None and jobs[job] not in errors:
                             on_clip(jobs[job], results[jobs[job]])
                     bar.show(jobs)
@@ -437,7 +438,7 @@ class _Progress:
     def __exit__(self, *_: Any) -> None:
         self._bar.close()
 
-    def show(self, jobs: dict[Job, int]) -> None:
+    def show(self, jobs: Collection[Job]) -> None:
         seconds = sum(len(job.codes) for job in jobs) / self._frame_rate
         if not seconds:
             return

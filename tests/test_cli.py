@@ -103,7 +103,7 @@ def damaged(tmp_path: Path) -> dict[str, Path]:
         (["[S1] " + "x" * 2000], "--truncate"),
         (["[S1] a\x00b"], "padding"),
         (["[S1] a\udcffb"], "not valid Unicode"),
-        (["--file", "{latin}"], "is not UTF-8: byte 8 is 0xe9"),
+        (["--file", "{latin}"], "is not UTF-8 text (byte 0xe9 at 8)"),
         (["--file", "missing.txt"], "Cannot read missing.txt"),
         (["--file", "{pipe}"], "not a regular file"),
         (["--file", "/dev/zero"], "not a regular file"),
