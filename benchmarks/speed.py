@@ -36,10 +36,9 @@ from common import DEVICE, RESULTS, SCRIPT, TORCH_DTYPES, bandwidth, machine, re
 from flax import nnx
 from parity import configs, delayed
 
-from dia_jax import Codec, Dia, DiaConfig, SamplingSettings, dac
+from dia_jax import Codec, Dia, DiaConfig
 from dia_jax.checkpoint import dac_from_json, dia_from_json, dia_to_json
-from dia_jax.decode import decode_chunk, prefill
-from dia_jax.pipeline import check_settings
+from dia_jax.decode import FIRST_SIZE, decode_chunk, empty_state, insert, prefill, step_bytes, text_size
 from dia_jax.text import encode_text
 from dia_jax.untrained import random_params
 
@@ -170,18 +169,23 @@ class Ours:
             model.quantize()
             graphdef, params = nnx.split(model)
         self.dia = Dia(config, graphdef, params, codec=codec)
-        self.settings = check_settings(SamplingSettings())
         self.compile_seconds = 0.0
         self.compiled: set[int] = set()
 
     def start(self, batch: int) -> Any:
-        clips = self.dia._clips([SCRIPT] * batch, None, FRAMES, list(range(batch)), False)
-        state: Any = prefill(self.dia.graphdef, self.dia.params, self.dia.config, clips)  # pyrefly: ignore
+        dia = self.dia
+        drafts = dia._drafts([SCRIPT] * batch, {"max_tokens": FRAMES, "seed": list(range(batch))})
+        requests = list(dia._requests(drafts))
+        size = text_size(len(requests[0].text), dia.config)
+        dtype = dia.params["decoder"]["embeddings"]["embedding"].dtype  # pyrefly: ignore
+        state = empty_state(dia.config, slots=batch, cache=FIRST_SIZE, text=size, dtype=np.dtype(dtype))
+        for slot, request in enumerate(requests):
+            prefilled = prefill(dia.graphdef, dia.params, dia.config, request, size=size)
+            state = insert(state, prefilled, request, slot, config=dia.config)
         return self.run(state, SETTLE)
 
     def run(self, state: Any, steps: int) -> Any:
-        state = decode_chunk(self.dia.graphdef, self.dia.params, state, self.settings, np.int32(steps))
-        return jax.block_until_ready(state)
+        return jax.block_until_ready(decode_chunk(self.dia.graphdef, self.dia.params, state, np.int32(steps)))[0]
 
     def seconds_a_step(self, steps: int, batch: int) -> float:
         if batch not in self.compiled:
@@ -194,23 +198,12 @@ class Ours:
             self.compile_seconds = max(self.compile_seconds, took[0] - took[1])
             del state
         state = self.start(batch)
-        self.bytes = self.count_bytes(state)
-        row = int(state.row[0])
+        self.bytes = step_bytes(self.dia.params, state)
+        position = int(state.slots.position[0])
         began = time.perf_counter()
         state = self.run(state, steps)
         took_all = time.perf_counter() - began
-        return took_all / (int(state.row[0]) - row)
-
-    def count_bytes(self, state: Any) -> dict[str, int]:
-        """What a step must read.
-
-        Of the embeddings it looks up a few rows; the cross-attention's keys and values are computed once.
-        """
-        flat = {".".join(map(str, p)): v for p, v in nnx.to_flat_state(self.dia.params)}
-        idle = (".cross_attention.k_proj.", ".cross_attention.v_proj.", "decoder.embeddings.")
-        weights = [v for p, v in flat.items() if p.startswith("decoder.") and not any(part in p for part in idle)]
-        parts = {"weights": weights, "self cache": state.cache, "cross cache": state.cross}
-        return {name: sum(x.nbytes for x in jax.tree.leaves(part)) for name, part in parts.items()}
+        return took_all / (int(state.slots.position[0]) - position)
 
     def first_audio(self) -> float:
         """Seconds from asking for a stream to its first chunk, everything compiled."""
@@ -240,7 +233,7 @@ def time_codec(codec: Codec, frames: int = 256) -> dict[str, float]:
     took = []
     for _ in range(3):
         began = time.perf_counter()
-        dac.decode_codes((codec.graphdef, codec.params), codes, config=codec.config)
+        codec.decode(codes)
         took.append(time.perf_counter() - began)
     return {"compile_seconds": took[0] - min(took[1:]), "realtime_factor": frames / FRAME_RATE / min(took[1:])}
 

@@ -31,7 +31,7 @@ import speech
 from common import RESULTS, machine, table, write_results
 from flax import nnx
 
-from dia_jax import Dia, dac
+from dia_jax import Dia
 from dia_jax.training.batches import Dataset, make_batch
 from dia_jax.training.loss import loss
 from dia_jax.training.prepare import Writer
@@ -67,11 +67,11 @@ def teacher(scripts: list[str], seed: int, voices: list[speech.Voice]) -> list[n
 def behind_codec(dia: Dia) -> Speaker:
     """The teacher, encoded and decoded."""
     assert dia.codec is not None
-    module, config = dia.codec.module, dia.codec.config
+    whole = dia.codec
 
     def speak(scripts: list[str], seed: int, voices: list[speech.Voice]) -> list[np.ndarray]:
         clips = teacher(scripts, seed, voices)
-        return [dia.decode_codes(dac.encode_samples(module, clip, config=config)) for clip in clips]
+        return [whole.decode(whole.encode(clip)) for clip in clips]
 
     return speak
 

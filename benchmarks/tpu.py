@@ -34,14 +34,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
+import numpy as np
 from jax.experimental import topologies
 from jax.sharding import SingleDeviceSharding
 
-from dia_jax import DiaConfig, SamplingSettings
+from dia_jax import DiaConfig
 from dia_jax.checkpoint import abstract_params
-from dia_jax.decode import DecodeState, decode_chunk
-from dia_jax.model import KV
+from dia_jax.decode import decode_chunk, decoder_weights, empty_state, step_bytes
 from dia_jax.untrained import SMALL_DIA
 
 TOPOLOGIES = {"v5e": "v5e:2x2", "v4": "v4:2x2x1", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2"}
@@ -49,29 +48,6 @@ MEMORY_GB = {"v5e": 16, "v4": 32, "v5p": 95, "v6e": 32}
 BAR = 1.15
 BIG = 1_000_000
 ITEM_BYTES = {"bf16": 2, "f16": 2, "f32": 4, "s32": 4, "u32": 4, "s8": 1, "u8": 1, "pred": 1}
-
-
-def abstract_state(config: DiaConfig, batch: int, rows: int, text_size: int, make: Any) -> DecodeState:
-    """A state of shapes alone."""
-    dec = config.decoder
-
-    def caches(heads: int, length: int, head_dim: int) -> list[KV]:
-        shape = (2 * batch, heads, length, head_dim)
-        return [KV(make(shape, jnp.bfloat16), make(shape, jnp.bfloat16)) for _ in range(dec.num_layers)]
-
-    numbers = make((batch,), jnp.int32)
-    key = jax.eval_shape(lambda: jax.random.key(0, impl="threefry2x32"))
-    return DecodeState(
-        grid=make((batch, rows, dec.num_channels), jnp.int32),
-        row=numbers,
-        end_row=numbers,
-        limit_row=numbers,
-        done=make((batch,), jnp.bool_),
-        keys=make((batch,), key.dtype),
-        text_mask=make((batch, text_size), jnp.bool_),
-        cache=caches(dec.num_kv_heads, rows, dec.head_dim),
-        cross=caches(dec.cross_num_kv_heads, text_size, dec.cross_head_dim),
-    )
 
 
 def copies_in_loop(hlo: str) -> list[tuple[str, tuple[int, ...], int]]:
@@ -100,24 +76,22 @@ def examine(target: str, batch: int, quantize: Any, *, config: DiaConfig, rows: 
     make = functools.partial(jax.ShapeDtypeStruct, sharding=SingleDeviceSharding(device))
     graphdef, params = abstract_params(config, "bfloat16", quantize)
     params = jax.tree.map(lambda x: make(x.shape, x.dtype), params)
-    state = abstract_state(config, batch, rows, text_size, make)
-    number, count = make((), jnp.float32), make((), jnp.int32)
-    settings = SamplingSettings(number, number, number, count)
-    lowered = decode_chunk.trace(graphdef, params, state, settings, count).lower()
+    empty = functools.partial(
+        empty_state, config, slots=batch, cache=rows, text=text_size, dtype=np.dtype(jnp.bfloat16)
+    )
+    state = jax.tree.map(lambda x: make(x.shape, x.dtype), jax.eval_shape(empty))
+    lowered = decode_chunk.trace(graphdef, params, state, make((), jnp.int32)).lower()
     began = time.perf_counter()
     program = lowered.compile()
     seconds = time.perf_counter() - began
     unstaged = lowered.compile(compiler_options={"xla_msa_enable": False})
 
-    idle = (".cross_attention.k_proj.", ".cross_attention.v_proj.", "decoder.embeddings.")
-    flat = {".".join(map(str, path)): value for path, value in nnx.to_flat_state(params)}
-    weights = [v for p, v in flat.items() if p.startswith("decoder.") and not any(part in p for part in idle)]
-    floor = sum(math.prod(x.shape) * x.dtype.itemsize for x in [*weights, *jax.tree.leaves((state.cache, state.cross))])
+    floor = sum(step_bytes(params, state).values())
     memory: Any = program.memory_analysis()
     total = memory.argument_size_in_bytes + memory.temp_size_in_bytes
     cache_size = math.prod(state.cache[0].k.shape)
     copies = copies_in_loop(unstaged.as_text())
-    weight_sizes = {math.prod(value.shape) for value in weights}
+    weight_sizes = {math.prod(value.shape) for value in decoder_weights(params)}
     cache_copies = [copy for copy in copies if math.prod(copy[1]) == cache_size]
     relayouts = [copy for copy in copies if math.prod(copy[1]) in weight_sizes]
     written_back = sum(size for _, _, size in copies_in_loop(program.as_text()))

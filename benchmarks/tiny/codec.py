@@ -66,10 +66,10 @@ def build(clips: list[np.ndarray], *, seed: int = 0, progress: bool = False) -> 
 
 
 def _encoder(values: dict[str, np.ndarray], analysis: np.ndarray, config: DacConfig) -> None:
-    values["encoder.conv1.weight"][3, 0, 0] = 1
+    values["encoder.conv1.kernel"][3, 0, 0] = 1
     channels = 1
     for block, stride in enumerate(config.strides):
-        kernel = values[f"encoder.block.{block}.conv1.weight"]  # [2 stride, in, out]
+        kernel = values[f"encoder.block.{block}.conv1.kernel"]  # [2 stride, in, out]
         if block + 1 < len(config.strides):
             for offset in range(stride):
                 for channel in range(channels):
@@ -77,15 +77,17 @@ def _encoder(values: dict[str, np.ndarray], analysis: np.ndarray, config: DacCon
             channels *= stride
         else:
             kernel[:, :channels] = analysis.reshape(-1, 2 * stride, channels).transpose(1, 2, 0)
-    values["encoder.conv2.weight"][1] = np.eye(config.latent_size)
+    values["encoder.conv2.kernel"][1] = np.eye(config.latent_size)
 
 
 def _decoder(values: dict[str, np.ndarray], synthesis: np.ndarray, config: DacConfig) -> None:
     latent = config.latent_size
-    values["decoder.conv1.weight"][3, :, :latent] = np.eye(latent)
+    values["decoder.conv1.kernel"][3, :, :latent] = np.eye(latent)
     channels = config.hop // config.strides[-1]
     for block, stride in enumerate(config.strides[::-1]):
-        kernel = values[f"decoder.block.{block}.conv_t1.weight"]  # [2 stride, in, out]
+        kernel = values[f"decoder.block.{block}.conv_t1.kernel"][
+            ::-1
+        ]  # [2 stride, in, out]; stored the other way round
         if block == 0:
             kernel[:, :latent, :channels] = synthesis.reshape(latent, 2 * stride, channels).transpose(1, 0, 2)
             continue
@@ -93,7 +95,7 @@ def _decoder(values: dict[str, np.ndarray], synthesis: np.ndarray, config: DacCo
         for offset in range(stride):
             for channel in range(channels):
                 kernel[stride // 2 + offset, offset * channels + channel, channel] = 1
-    values["decoder.conv2.weight"][3, 0, 0] = 1
+    values["decoder.conv2.kernel"][3, 0, 0] = 1
 
 
 def _codebooks(
@@ -114,9 +116,9 @@ def _codebooks(
         residual -= entries[_nearest(points, entries)] @ directions.T
         constant = 3 * np.quantile(np.linalg.norm(points, axis=1), 0.999)
         name = f"quantizer.quantizers.{number}"
-        values[f"{name}.in_proj.weight"][0, :, :dims] = directions
+        values[f"{name}.in_proj.kernel"][0, :, :dims] = directions
         values[f"{name}.in_proj.bias"][dims] = constant
-        values[f"{name}.out_proj.weight"][0, :dims] = directions.T
+        values[f"{name}.out_proj.kernel"][0, :dims] = directions.T
         values[f"{name}.codebook"][:, :dims] = entries
         values[f"{name}.codebook"][:, dims] = constant
         if progress:
@@ -140,13 +142,13 @@ def encode(values: dict[str, np.ndarray], samples: np.ndarray) -> np.ndarray:
     A frame keeps the code of the one before unless the new one is nearer by `STAY` times the codebook's mean squared
     distance. The later codebooks make up for what that costs, and there is less to be learnt.
     """
-    kernel = values[f"encoder.block.{len(CONFIG.strides) - 1}.conv1.weight"][:, : CONFIG.hop // CONFIG.strides[-1]]
+    kernel = values[f"encoder.block.{len(CONFIG.strides) - 1}.conv1.kernel"][:, : CONFIG.hop // CONFIG.strides[-1]]
     residual = frames_of(samples, CONFIG.hop).astype(np.float32) @ kernel.reshape(-1, CONFIG.latent_size)
     codes = []
     dims = CONFIG.codebook_dim - 1
     for number, stay in enumerate(STAY):
         name = f"quantizer.quantizers.{number}"
-        entries, directions = values[f"{name}.codebook"][:, :dims], values[f"{name}.in_proj.weight"][0, :, :dims]
+        entries, directions = values[f"{name}.codebook"][:, :dims], values[f"{name}.in_proj.kernel"][0, :, :dims]
         points = residual @ directions
         squares = np.square(points).sum(axis=1)[:, None] + np.square(entries).sum(axis=1)
         distances = squares - 2 * points @ entries.T

@@ -15,10 +15,9 @@ import codec
 import numpy as np
 import speech
 import vocabulary
-from flax import nnx
 from tqdm import tqdm
 
-from dia_jax import dac
+from dia_jax import Codec
 from dia_jax.training.prepare import Writer
 
 HELD_OUT = 7919
@@ -79,13 +78,13 @@ def build_codec() -> tuple[nnx.GraphDef, nnx.State]:
     return codec.build(words + 8 * list(speech.sounds().values()), progress=True)
 
 
-def speak(values: dict[str, np.ndarray], module: tuple[nnx.GraphDef[dac.Dac], nnx.State]) -> Codes:
+def speak(values: dict[str, np.ndarray], whole: Codec) -> Codes:
     """Every word in every voice, and the sounds. For prompts also at pitches up to 8 % beside the voice's, named
     "alto 0", ..., and as it sounds when a recording of what was learnt is given back, "alto again".
 
     Args:
         values: the codec's parameters by path, for `codec.encode`.
-        module: the same codec, split, for DAC's encoder.
+        whole: the same codec, for DAC's encoder.
     """
     beside = {
         f"{voice.name} {i}": dataclasses.replace(voice, pulses=voice.pulses * (1 + part))
@@ -94,7 +93,7 @@ def speak(values: dict[str, np.ndarray], module: tuple[nnx.GraphDef[dac.Dac], nn
     }
     samples = {"": BYTE} | {f"({name})": sound for name, sound in speech.sounds().items()}
     found: Codes = {"": {name: codec.encode(values, sound) for name, sound in samples.items()}}
-    quiet = _given(module, BYTE)
+    quiet = _given(whole, BYTE)
     found |= {name: {} for name in speech.VOICES} | {name: {"": quiet} for name in beside}
     found |= {f"{name} again": {"": quiet} for name in speech.VOICES}
     jobs = [(values, word, beside) for word in vocabulary.words()]
@@ -102,10 +101,10 @@ def speak(values: dict[str, np.ndarray], module: tuple[nnx.GraphDef[dac.Dac], nn
         for word, own, given in tqdm(pool.imap(_spoken, jobs, chunksize=4), total=len(jobs), desc="speaking"):
             for name, codes in own.items():
                 found[name][word] = codes
-                again = dac.decode_codes(module, codes.astype(np.int32), config=codec.CONFIG, window=64)
-                found[f"{name} again"][word] = _given(module, again)
+                again = whole.decode(codes.astype(np.int32))
+                found[f"{name} again"][word] = _given(whole, again)
             for name, each in given.items():
-                found[name][word] = _given(module, each)
+                found[name][word] = _given(whole, each)
     return found
 
 
@@ -118,8 +117,8 @@ def _spoken(
     return word, own, {name: _word(word, voice) for name, voice in beside.items()}
 
 
-def _given(module: tuple[nnx.GraphDef[dac.Dac], nnx.State], samples: np.ndarray) -> np.ndarray:
-    return dac.encode_samples(module, samples, config=codec.CONFIG, window=64).astype(np.int16)
+def _given(whole: Codec, samples: np.ndarray) -> np.ndarray:
+    return whole.encode(samples).astype(np.int16)
 
 
 def write(target: Path, codes: Codes, *, items: int, seed: int, short: float) -> None:

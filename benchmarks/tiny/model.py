@@ -53,9 +53,9 @@ def initial(codec: dict[str, np.ndarray]) -> nnx.State:
         outputs[channel, len(entries) :] -= own[7]
     weights = random_weights(CONFIG, 0, "float32")
     # Large, or what the layers add about a byte's place drowns what byte it is.
-    letters = weights["encoder"]["embedding"]["weight"]
+    letters = weights["encoder"]["embedding"]["embedding"]
     letters[...] = letters[...] / 0.02
-    weights["decoder"]["embeddings"]["weight"][...] = jnp.asarray(inputs.reshape(-1, size), jnp.float32)
+    weights["decoder"]["embeddings"]["embedding"][...] = jnp.asarray(inputs.reshape(-1, size), jnp.float32)
     weights["decoder"]["logits_dense"]["weight"][...] = jnp.asarray(outputs.reshape(-1, size), jnp.float32)
     return weights
 

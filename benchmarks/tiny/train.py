@@ -20,8 +20,7 @@ import corpus
 import jax
 import model
 
-from dia_jax import load_params, open_checkpoint, save_params
-from dia_jax.pipeline import Codec
+from dia_jax import Codec, load_params, open_checkpoint, save_params
 from dia_jax.training.loop import train
 
 TEXTS = ("[S1] The young farmer found this red letter.", "[S2] Please close the door. [S1] Good morning, Laura!")
@@ -44,11 +43,11 @@ def main() -> None:
         shutil.copytree(options.base / "dac", work / "codec")
     if not (work / "codec").exists():
         save_params(work / "codec", codec.CONFIG, corpus.build_codec()[1])
-    graphdef, params = load_params(open_checkpoint(work / "codec"))
-    values = codec.kernels(params)
+    whole = Codec(codec.CONFIG, *load_params(open_checkpoint(work / "codec")))
+    values = codec.kernels(whole.params)
     data = work / "data"
     if not data.exists():
-        spoken, part = corpus.speak(values, (graphdef, params)), work / "data.part"
+        spoken, part = corpus.speak(values, whole), work / "data.part"
         shutil.rmtree(part, ignore_errors=True)
         corpus.write(part / "short", spoken, items=options.items // 5, seed=1, short=1.0)
         # A fifth of the batches, for short clips share one: without them reading is lost again over long ones.
@@ -71,7 +70,7 @@ def main() -> None:
         data / "train",
         model.settings(options.steps, history_dropout=0.4),
         base=begun,
-        codec=Codec(codec.CONFIG, graphdef, params),
+        codec=whole,
         validation=data / "validation",
         sample_texts=TEXTS,
         progress=True,
@@ -79,7 +78,7 @@ def main() -> None:
     _, weights = load_params(open_checkpoint(trained), dtype="float16")
     shutil.rmtree(work / "voice", ignore_errors=True)
     save_params(work / "voice", model.CONFIG, weights, layout="transformers")
-    save_params(work / "voice" / "dac", codec.CONFIG, params, layout="transformers")
+    save_params(work / "voice" / "dac", codec.CONFIG, whole.params, layout="transformers")
 
 
 if __name__ == "__main__":
