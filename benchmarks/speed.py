@@ -38,7 +38,8 @@ from parity import configs, delayed
 
 from dia_jax import Codec, Dia, DiaConfig
 from dia_jax.checkpoint import dac_from_json, dia_from_json, dia_to_json
-from dia_jax.decode import FIRST_SIZE, decode_chunk, empty_state, insert, prefill, step_bytes, text_size
+from dia_jax.decode import FIRST_SIZE, decode_chunk, prefill, step_bytes, text_size
+from dia_jax.slots import empty_state, insert
 from dia_jax.text import encode_text
 from dia_jax.untrained import random_params
 

@@ -40,7 +40,8 @@ from jax.sharding import SingleDeviceSharding
 
 from dia_jax import DiaConfig
 from dia_jax.checkpoint import abstract_params
-from dia_jax.decode import decode_chunk, decoder_weights, empty_state, step_bytes
+from dia_jax.decode import decode_chunk, decoder_weights, step_bytes
+from dia_jax.slots import empty_state
 from dia_jax.untrained import SMALL_DIA
 
 TOPOLOGIES = {"v5e": "v5e:2x2", "v4": "v4:2x2x1", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2"}

@@ -2,10 +2,12 @@
 
 from dia_jax.audio import AudioError
 from dia_jax.checkpoint import CheckpointError, convert, load_params, open_checkpoint, save_params
+from dia_jax.codec import Codec
 from dia_jax.config import ConfigError, DacConfig, DecoderConfig, DiaConfig, DiaError, EncoderConfig, SamplingSettings
-from dia_jax.dac import Codec, Dac
-from dia_jax.engine import DecodeError, Engine, Job
+from dia_jax.dac import Dac
+from dia_jax.engine import DecodeError, Engine
 from dia_jax.hub import HubError
+from dia_jax.job import Job
 from dia_jax.model import DiaModel
 from dia_jax.pipeline import ClipErrors, Dia, Interrupted
 from dia_jax.requests import SettingError

@@ -10,27 +10,22 @@ A turn of the loop:
     3. read what the call before made, while this one runs, and hand it to the jobs.
 """
 
-import atexit
 import collections
-import concurrent.futures
 import contextlib
 import dataclasses
 import itertools
-import queue
-import threading
 import time
-import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from flax import nnx
 
-from dia_jax import dac
+from dia_jax.codec import BATCH, WINDOW, Codec
 from dia_jax.config import DiaConfig, DiaError
+from dia_jax.dac import decoder_context
 from dia_jax.decode import (
     FIRST_SIZE,
-    NOT_ENDED,
     DecodeState,
     Prefilled,
     Progress,
@@ -39,16 +34,14 @@ from dia_jax.decode import (
     cache_size,
     decode_chunk,
     decoder_weights,
-    empty_state,
-    insert,
     last_position,
     prefill,
-    read_codes,
-    release,
-    resize,
     steps_per_call,
     text_size,
 )
+from dia_jax.job import Job
+from dia_jax.slots import empty_state, insert, release, resize
+from dia_jax.worker import Worker
 
 CALL_SECONDS = 1.0
 """How long a call lasts at most, on machines so slow that `steps_per_call` steps would take longer."""
@@ -56,119 +49,6 @@ CALL_SECONDS = 1.0
 
 class DecodeError(DiaError):
     """A clip that the model cannot make; the message says why."""
-
-
-class Job(concurrent.futures.Future):
-    """A clip that was asked for: a `concurrent.futures.Future` whose value is all of it.
-
-    The value is codes int32 [n, C], or samples float32 [n * hop]. `cancel` works until the clip is finished, and frees
-    its slot within one call of the loop.
-
-    Attributes:
-        request: what the clip is made from.
-        codes: int32 [n, C], the frames that are complete so far; those of a clip that failed stay.
-    """
-
-    def __init__(self, request: Request, config: DiaConfig, *, batch_size: int, is_stream: bool, context: int | None):
-        super().__init__()
-        channels = config.decoder.num_channels
-        self.request = request
-        self.codes = np.zeros((0, channels), np.int32)
-        self.batch_size, self.is_stream = batch_size, is_stream
-        self.is_closed = False  # all frames are there and were handed on
-        self._config, self._context = config, context  # None where codes are wanted
-        self.chunk_sizes: Iterator[int] = itertools.repeat(dac.WINDOW)
-        self._grid = np.zeros((config.decoder.max_length + config.max_delay + 1, channels), np.int32)
-        self._position = self.planned = len(request.prompt)
-        self._end, self._limit = NOT_ENDED, 1 + len(request.prompt) + request.max_frames
-        self._sent, self._next_size = 0, 0
-        self._parts: list[np.ndarray] = []
-        self._chunks: queue.SimpleQueue[np.ndarray | None] = queue.SimpleQueue()
-        self._cancelling = threading.Lock()
-        self.add_done_callback(lambda _: self._chunks.put(None))
-
-    def cancel(self) -> bool:
-        """Stops the clip; False if it is finished already."""
-        with self._cancelling:
-            if not self.cancelled() and super().cancel():
-                self.set_running_or_notify_cancel()
-        return self.cancelled()
-
-    def chunks(self) -> Iterator[np.ndarray]:
-        """Yields the parts of the clip as soon as they can exist; joined, they are its value. For one reader.
-
-        Raises:
-            DiaError, RuntimeError: the clip failed; after the parts that were made before.
-            concurrent.futures.CancelledError: it was cancelled.
-        """
-        while True:
-            with contextlib.suppress(queue.Empty):  # a wait without an end cannot be interrupted everywhere
-                chunk = self._chunks.get(timeout=0.5)
-                if chunk is None:
-                    break
-                yield chunk
-        if error := self.exception():
-            raise error
-
-    # What follows is called by the engine's threads.
-
-    @property
-    def wants_sound(self) -> bool:
-        return self._context is not None
-
-    @property
-    def last_position(self) -> int:
-        """The position at which the clip is done, as far as it is known."""
-        return last_position(min(self._end, self._limit), self._config)
-
-    def read(self, position: int, end: int, tokens: np.ndarray) -> None:
-        """Takes over the grid up to `position`, whose last positions are `tokens`."""
-        first, begin, stop = max(position + 1 - len(tokens), 0), self._position + 1, position + 1
-        self._grid[begin:stop] = tokens[begin - first : stop - first]
-        self._position, self._end = position, end
-        # A frame is complete when its last channel is drawn.
-        start, stop = len(self.request.prompt) + len(self.codes), min(position - self._config.max_delay, end - 1)
-        if stop > start:
-            codes = read_codes(self._grid, start=start, stop=stop, config=self._config)
-            self.codes = np.concatenate([self.codes, codes])
-        self.is_closed = self._position >= last_position(end, self._config)
-
-    def cuts(self) -> Iterator[tuple[int, int, bool]]:
-        """The next parts whose samples can be made: first frame, frame after the last, and whether it ends the clip."""
-        assert self._context is not None
-        while True:
-            self._next_size = self._next_size or next(self.chunk_sizes)
-            left = len(self.codes) - self._sent
-            if not self.is_closed and left < self._next_size + self._context:
-                return
-            start, self._sent = self._sent, self._sent + min(self._next_size, left)
-            self._next_size = 0
-            is_last = self.is_closed and self._sent == len(self.codes)
-            yield start, self._sent, is_last
-            if is_last:
-                return
-
-    def give(self, part: np.ndarray, *, is_last: bool) -> None:
-        """Hands a part on to whoever reads, and ends the job with the last one."""
-        self._parts.append(part)
-        if len(part):
-            self._chunks.put(part)
-        if is_last:
-            with contextlib.suppress(concurrent.futures.InvalidStateError):  # cancelled meanwhile
-                self.set_result(np.concatenate(self._parts))
-
-    def give_codes(self) -> None:
-        """Hands on the codes that are new."""
-        start, self._sent = self._sent, len(self.codes)
-        self.give(self.codes[start:], is_last=self.is_closed)
-
-    def fail(self, error: Exception) -> None:
-        if not isinstance(error, DiaError):
-            # Each job has an exception of its own: several threads may raise them at the same time.
-            cause, error = error, RuntimeError(f"{type(error).__name__}: {' '.join(str(error).split())[:500]}")
-            error.__cause__ = cause
-        with contextlib.suppress(concurrent.futures.InvalidStateError):
-            self.set_exception(error)
 
 
 @dataclasses.dataclass
@@ -218,9 +98,9 @@ class Engine:
         codec: turns codes into samples; None for codes alone.
     """
 
-    def __init__(self, graphdef: nnx.GraphDef, params: nnx.State, config: DiaConfig, *, codec: dac.Codec | None = None):
+    def __init__(self, graphdef: nnx.GraphDef, params: nnx.State, config: DiaConfig, *, codec: Codec | None = None):
         self._model, self._config, self._codec = (graphdef, params), config, codec
-        self._context = dac.decoder_context(codec.config) if codec else None
+        self._context = decoder_context(codec.config) if codec else None
         dec = config.decoder
         embeddings: Any = params["decoder"]["embeddings"]["embedding"]
         self._dtype = np.dtype(embeddings.dtype)
@@ -239,8 +119,8 @@ class Engine:
             collections.deque(),
             collections.deque(),
         )
-        self._loop = _Worker("dia_jax loop", self._turn)
-        self._sound = _Worker("dia_jax codec", self._make_sound)
+        self._loop = Worker("dia_jax loop", self._turn)
+        self._sound = Worker("dia_jax codec", self._make_sound)
 
     def submit(self, request: Request, *, sound: bool, batch_size: int = 8) -> Job:
         """Asks for a whole clip.
@@ -433,7 +313,7 @@ class Engine:
         self._vacate(call.batch)
 
     def _recover(self, before: list[_Call], error: Exception) -> None:
-        """After a call that failed, whose donated arrays are gone: all that ran has failed, and the rest still waits."""
+        """After a call that failed, whose donated arrays are gone: what ran has failed, and the rest waits on."""
         for call in before:
             with contextlib.suppress(Exception):  # it may have ended well
                 self._collect(call)
@@ -450,13 +330,13 @@ class Engine:
         """Decodes the parts that are ready, several in a call; False if there are none."""
         cuts: list[tuple[Job, int, int, bool]] = []
         for ready in self._cuts:
-            while ready and len(cuts) < dac.BATCH:
+            while ready and len(cuts) < BATCH:
                 cuts.append(ready.popleft())
         if not cuts:
             return False
         cuts = [cut for cut in cuts if not cut[0].done()]
         windows = [
-            [(job.codes, begin, min(begin + dac.WINDOW, stop)) for begin in range(start, stop, dac.WINDOW)]
+            [(job.codes, begin, min(begin + WINDOW, stop)) for begin in range(start, stop, WINDOW)]
             for job, start, stop, _ in cuts
         ]
         assert self._codec is not None
@@ -520,53 +400,3 @@ def _path(start: int, stop: int, sizes: list[int]) -> list[int]:
     if start < stop:
         return [size for size in sizes if start < size < stop] + [stop]
     return [size for size in reversed(sizes) if stop < size < start] + ([stop] if stop < start else [])
-
-
-class _Worker:
-    """A thread that calls a function as long as it has work, and ends then; `wake` starts another one.
-
-    A daemon, so that an abandoned clip does not keep the interpreter alive; stopped before JAX is torn down.
-    """
-
-    def __init__(self, name: str, work: Callable[[], bool]):
-        self._name, self._work = name, work
-        self._lock = threading.Lock()
-        self._is_wanted = self._is_stopping = False
-        self._thread: threading.Thread | None = None
-        _workers.add(self)
-
-    def wake(self) -> None:
-        """Makes sure that the function is called once more."""
-        with self._lock:
-            self._is_wanted = True
-            if self._thread is None or not self._thread.is_alive():
-                self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
-                self._thread.start()
-
-    def _run(self) -> None:
-        while True:
-            with self._lock:
-                # Not this thread, if an interruption fell into its start and `wake` started another one.
-                if self._thread is not threading.current_thread():
-                    return
-                if self._is_stopping or not self._is_wanted:
-                    self._thread = None
-                    return
-                self._is_wanted = False
-            while not self._is_stopping and self._work():
-                pass
-
-    def stop(self) -> None:
-        """Waits for the call of the function that is under way."""
-        self._is_stopping = True
-        if thread := self._thread:
-            thread.join()
-
-
-_workers: weakref.WeakSet[_Worker] = weakref.WeakSet()
-
-
-@atexit.register
-def _stop_all() -> None:
-    for worker in list(_workers):
-        worker.stop()

@@ -17,13 +17,13 @@ import numpy as np
 from flax import nnx
 from tqdm import tqdm
 
-from dia_jax import dac
 from dia_jax.audio import write_audio
 from dia_jax.checkpoint import DTYPES, CheckpointError, codec_beside, load_params, open_checkpoint
+from dia_jax.codec import BATCH, WINDOW, Codec
 from dia_jax.config import DacConfig, DiaConfig, DiaError, Variant
-from dia_jax.dac import Codec
-from dia_jax.engine import Engine, Job
+from dia_jax.engine import Engine
 from dia_jax.hub import resolve
+from dia_jax.job import Job
 from dia_jax.model import Quantize
 from dia_jax.requests import (
     AudioPrompt,
@@ -245,7 +245,7 @@ class Dia:
         text: str,
         *,
         first_frames: int = FIRST_FRAMES,
-        max_frames: int = dac.WINDOW,
+        max_frames: int = WINDOW,
         **options: Unpack[Options],
     ) -> Iterator[np.ndarray]:
         """Speaks a script and yields its samples as soon as they can exist.
@@ -378,8 +378,8 @@ class Dia:
     def _requests(self, drafts: Sequence[Any]) -> Iterator[Request]:
         """Encodes voice prompts as they are needed, several recordings in a batch, each once."""
         known: dict[int, np.ndarray] = {}
-        for start in range(0, len(drafts), dac.BATCH):
-            group = drafts[start : start + dac.BATCH]
+        for start in range(0, len(drafts), BATCH):
+            group = drafts[start : start + BATCH]
             new = {id(d.prompt): d.prompt.samples for d in group if isinstance(d.prompt, Recording)}
             new = {name: samples for name, samples in new.items() if name not in known}
             if new:

@@ -11,7 +11,8 @@ from transformers.models.dia.processing_dia import DiaProcessor
 
 from dia_jax import Dia, engine
 from dia_jax.checkpoint import load_params, open_checkpoint
-from dia_jax.decode import decode_chunk, resize
+from dia_jax.decode import decode_chunk
+from dia_jax.slots import resize
 from dia_jax.untrained import make_untrained
 
 transformers.logging.set_verbosity_error()

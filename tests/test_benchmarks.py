@@ -18,6 +18,7 @@ ROOT = Path(__file__).parent.parent
         ("startup.py", ["--small"]),
         ("quality.py", ["--small", "--rows", "16"]),
         ("training.py", ["--small", "--clips", "2"]),
+        ("batch.py", ["--small"]),
         ("memory.py", ["--small", "--layouts", "orbax", "--dtypes", "float32"]),
     ],
 )

@@ -9,7 +9,7 @@ import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dia_jax import Codec, dac
+from dia_jax import Codec, codec, dac
 from dia_jax.config import DacConfig
 from dia_jax.untrained import SMALL_DAC, random_params
 
@@ -83,12 +83,12 @@ def small_codec() -> Codec:
 def whole(small_codec: Codec) -> tuple[np.ndarray, np.ndarray]:
     """A recording of three windows, decoded in one piece."""
     codes = np.random.default_rng(2).integers(0, 1024, (FRAMES, 9)).astype(np.int32)
-    samples = dac._decode(small_codec.graphdef, small_codec.params, codes[None], np.array([FRAMES], np.int32))
+    samples = codec._decode(small_codec.graphdef, small_codec.params, codes[None], np.array([FRAMES], np.int32))
     return codes, np.asarray(samples)[0]
 
 
 @settings(max_examples=20, deadline=None)
-@given(cuts=st.lists(st.tuples(st.integers(0, FRAMES - 1), st.integers(1, dac.WINDOW)), min_size=1, max_size=6))
+@given(cuts=st.lists(st.tuples(st.integers(0, FRAMES - 1), st.integers(1, codec.WINDOW)), min_size=1, max_size=6))
 def test_windows_of_any_place_and_size_equal_the_whole(small_codec: Codec, whole, cuts: list[tuple[int, int]]):
     codes, samples = whole
     windows = [(codes, start, min(start + size, FRAMES)) for start, size in cuts]
@@ -112,7 +112,7 @@ def test_recordings_in_a_batch_equal_the_whole(small_codec: Codec, whole):
     for length, encoded in zip(lengths, small_codec.encode_all([samples[:n] for n in lengths]), strict=True):
         padded = np.pad(samples[:length], (0, -length % 512))[None]
         valid = np.array([padded.shape[1] // 512], np.int32)
-        expected = np.asarray(dac._encode(small_codec.graphdef, small_codec.params, padded, valid))[0]
+        expected = np.asarray(codec._encode(small_codec.graphdef, small_codec.params, padded, valid))[0]
         np.testing.assert_array_equal(encoded, expected)
 
 
@@ -124,7 +124,7 @@ def test_context_is_as_far_as_a_frame_is_felt_and_no_further(config: DacConfig):
     changed = codes.copy()
     changed[middle] = (changed[middle] + 7) % config.codebook_size
     valid = np.array([frames], np.int32)
-    one, other = (np.asarray(dac._decode(graphdef, params, c[None], valid)[0]) for c in (codes, changed))
+    one, other = (np.asarray(codec._decode(graphdef, params, c[None], valid)[0]) for c in (codes, changed))
     felt = np.flatnonzero((one != other).reshape(frames, -1).any(axis=1)) - middle
     assert max(-felt.min(), felt.max()) <= dac.decoder_context(config)
     assert max(-felt.min(), felt.max()) >= dac.decoder_context(config) - 1  # the edge itself may round to nothing

@@ -15,14 +15,11 @@ from dia_jax.decode import (
     Request,
     bucket,
     decode_chunk,
-    empty_state,
-    insert,
     prefill,
-    release,
-    resize,
     step_bytes,
     steps_per_call,
 )
+from dia_jax.slots import empty_state, insert, release, resize
 from dia_jax.text import encode_text
 from dia_jax.untrained import SMALL_DIA, random_params
 

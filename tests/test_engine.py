@@ -18,6 +18,7 @@ from dia_jax import ClipErrors, DecodeError, Dia, Interrupted, Job, engine
 from dia_jax.decode import Request, steps_per_call
 from dia_jax.engine import slot_sizes
 from dia_jax.requests import Draft
+from dia_jax.worker import Worker
 
 from conftest import drained
 
@@ -48,7 +49,7 @@ def wait_for(condition: Callable[[], bool], seconds: float = 60.0) -> None:
 def stepping(monkeypatch: pytest.MonkeyPatch):
     """Runs the loop turn by turn, in the test's own thread: a function that runs one and gives the number of calls."""
     dispatched = []
-    monkeypatch.setattr(engine._Worker, "wake", lambda self: None)
+    monkeypatch.setattr(Worker, "wake", lambda self: None)
     monkeypatch.setattr(
         engine, "decode_chunk", lambda *args, run=engine.decode_chunk: dispatched.append(args[2]) or run(*args)
     )

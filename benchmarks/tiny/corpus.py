@@ -15,6 +15,7 @@ import codec
 import numpy as np
 import speech
 import vocabulary
+from flax import nnx
 from tqdm import tqdm
 
 from dia_jax import Codec

@@ -16,8 +16,8 @@ import grain
 import jax
 import numpy as np
 
+from dia_jax.codec import Codec
 from dia_jax.config import DiaConfig
-from dia_jax.dac import Codec
 from dia_jax.decode import bucket
 from dia_jax.delay import apply_delay
 from dia_jax.text import TextError, encode_text

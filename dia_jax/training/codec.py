@@ -30,8 +30,9 @@ from tqdm import tqdm
 
 from dia_jax.audio import write_audio
 from dia_jax.checkpoint import dac_to_json, load_params, new_directory, open_checkpoint, write_params
+from dia_jax.codec import Codec
 from dia_jax.config import DacConfig
-from dia_jax.dac import Codec, Dac, Quantizer
+from dia_jax.dac import Dac, Quantizer
 from dia_jax.training.folder import RunFolder, mean_metrics
 from dia_jax.training.prepare import read_manifest
 from dia_jax.training.settings import CodecSettings, DataError, TrainingError, identity

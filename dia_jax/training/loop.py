@@ -25,8 +25,8 @@ from orbax.checkpoint import v1 as ocp
 from tqdm import tqdm
 
 from dia_jax.checkpoint import codec_beside, dia_to_json, new_directory, open_checkpoint, write_params
+from dia_jax.codec import Codec
 from dia_jax.config import DiaConfig
-from dia_jax.dac import Codec
 from dia_jax.pipeline import Dia, open_codec
 from dia_jax.text import encode_text
 from dia_jax.training.batches import Dataset, batches

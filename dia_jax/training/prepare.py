@@ -26,8 +26,8 @@ from tqdm import tqdm
 
 from dia_jax.audio import read_audio
 from dia_jax.checkpoint import dac_from_json, dac_to_json
+from dia_jax.codec import Codec
 from dia_jax.config import ConfigError, DacConfig, DiaConfig, DiaError
-from dia_jax.dac import Codec
 from dia_jax.files import read_json, visible, write_whole
 from dia_jax.text import encode_text
 from dia_jax.training.settings import DataError
