@@ -107,7 +107,7 @@ def damaged(tmp_path: Path) -> dict[str, Path]:
         (["--file", "missing.txt"], "Cannot read missing.txt"),
         (["--file", "{pipe}"], "not a regular file"),
         (["--file", "/dev/zero"], "not a regular file"),
-        (["--file", "{long}"], "longer than 1,000,000 bytes"),
+        (["--file", "{long}"], "larger than 1,000,000 bytes"),
         ([TEXT, "--audio-prompt", "missing.wav"], "no audio file missing.wav"),
         ([TEXT, "--audio-prompt", "{corrupt}"], "not a readable audio file"),
         ([TEXT, "--audio-prompt", "{silent}"], "silent"),

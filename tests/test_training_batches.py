@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import soundfile
 
-from dia_jax import dac
 from dia_jax.config import DacConfig
 from dia_jax.pipeline import Codec
 from dia_jax.training.batches import HISTORY_SPAN, Dataset, batches, length_bucket, make_batch
@@ -76,7 +75,7 @@ def test_prepare_keeps_what_can_be_used_and_says_why_not(recordings, tmp_path, c
     listed = [json.loads(line)["source"] for line in (tmp_path / "data" / "refused.jsonl").read_text().splitlines()]
     assert len(listed) == 7
     samples = soundfile.read(recordings / "a.wav", dtype="float32")[0]
-    expected = dac.encode_samples(codec.module, samples, config=codec.config)
+    expected = codec.encode(samples)
     np.testing.assert_array_equal(dataset.codes[: dataset.items[0].frames], expected)
 
 
