@@ -53,16 +53,14 @@ class DecodeError(DiaError):
 
 @dataclasses.dataclass
 class _Batch:
-    """Clips that are decoded together, their scripts padded to one size.
+    """Clips that are decoded together.
 
     Attributes:
-        text: the size of the scripts.
         state: on the device.
         jobs: what each slot holds; None where it is free.
         seconds: what a step took; 0 before one was seen.
     """
 
-    text: int
     state: DecodeState
     jobs: list[Job | None]
     seconds: float = 0.0
@@ -74,6 +72,10 @@ class _Batch:
     @property
     def cache(self) -> int:
         return self.state.cache[0].k.shape[2]
+
+    @property
+    def text(self) -> int:
+        return self.state.cross[0].k.shape[2]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,8 +92,8 @@ class _Call:
 class Engine:
     """Decodes any number of clips, together as far as they fit. Safe to call from several threads.
 
-    Clips are in one batch if their scripts are padded to the same size. A clip whose size has no batch yet joins one of
-    a larger size where the padding costs fewer bytes a step than reading the weights once more.
+    Clips are in one batch as long as padding their scripts to one size costs less than a batch more, see `_place`; the
+    calls of several batches take turns.
 
     Args:
         graphdef, params, config: the model.
@@ -110,7 +112,7 @@ class Engine:
         self._incoming: collections.deque[Job] = collections.deque()
         self._waiting: list[Job] = []
         self._admitted: list[Job] = []  # of this turn
-        self._batches: dict[int, _Batch] = {}
+        self._batches: list[_Batch] = []
         self._calls: list[_Call] = []
         self._collected = 0.0
         self._prefilled: tuple[tuple[bytes, bytes, int], Prefilled] | None = None
@@ -164,7 +166,7 @@ class Engine:
         try:
             self._release_cancelled()
             self._admit()
-            for batch in self._batches.values():
+            for batch in self._batches:
                 self._dispatch(batch)
             for call in before:
                 self._collect(call)
@@ -176,7 +178,7 @@ class Engine:
         return busy
 
     def _release_cancelled(self) -> None:
-        for batch in self._batches.values():
+        for batch in self._batches:
             for slot, job in enumerate(batch.jobs):
                 if job is not None and job.done():
                     batch.jobs[slot] = None
@@ -188,70 +190,82 @@ class Engine:
             self._waiting.append(self._incoming.popleft())
         self._waiting = [job for job in self._waiting if not job.done()]
         self._waiting.sort(key=lambda job: not job.is_stream)
-        live = [job for batch in self._batches.values() for job in batch.live]
+        live = [job for batch in self._batches for job in batch.live]
         capacity = max((job.batch_size for job in (*live, *self._waiting)), default=0)
         count = max(capacity - len(live), 0)
         self._admitted, self._waiting = self._waiting[:count], self._waiting[count:]
-        groups = {size: batch.live for size, batch in self._batches.items()}
+        groups = [batch.live for batch in self._batches]
         for job in self._admitted:
-            groups.setdefault(self._place(job, groups), []).append(job)
-        for size, jobs in groups.items():
+            self._place(job, groups, capacity)
+        for i, jobs in enumerate(groups):
+            if i == len(self._batches):
+                self._batches.append(self._new_batch(jobs, capacity))
             if jobs:
-                batch = self._fit(size, jobs, capacity)
+                self._fit(self._batches[i], jobs, capacity)
                 for job in jobs:
-                    if job not in batch.jobs:
-                        self._insert(batch, job)
-        self._batches = {size: batch for size, batch in self._batches.items() if batch.live}
+                    if job not in self._batches[i].jobs:
+                        self._insert(self._batches[i], job)
+        self._batches = [batch for batch in self._batches if batch.live]
 
-    def _place(self, job: Job, groups: dict[int, list[Job]]) -> int:
-        """The size of the batch that a job joins."""
+    def _place(self, job: Job, groups: list[list[Job]], capacity: int) -> None:
+        """Adds a job to the group that becomes one batch with it, or starts a group.
+
+        A job takes a slot that is computed anyway, or joins where padding all scripts to one size costs fewer bytes a
+        step than half of the weights: a batch of its own would read all of them once more.
+        """
         own = self._text_size(job)
-        if groups.get(own):
-            return own
-        for size in sorted(size for size, jobs in groups.items() if jobs and size > own):
-            padding = sum(size - self._text_size(other) for other in (job, *groups[size]))
-            if padding * self._bytes_of_text <= self._weight_bytes:
-                return size
-        return own
+        best, least = None, 0
+        for jobs in groups:
+            before = max(map(self._text_size, jobs), default=0)
+            size = max(own, before)
+            padding = sum(size - self._text_size(each) for each in (*jobs, job))
+            is_free = own == before or (own < before and len(jobs) < bucket(len(jobs), 1, capacity))
+            is_cheap = 2 * padding * self._bytes_of_text <= self._weight_bytes
+            if jobs and (is_free or is_cheap) and (best is None or padding < least):
+                best, least = jobs, padding
+        if best is None:
+            groups.append([job])
+        else:
+            best.append(job)
 
     def _text_size(self, job: Job) -> int:
         return text_size(len(job.request.text), self._config)
 
-    def _fit(self, size: int, jobs: Sequence[Job], capacity: int) -> _Batch:
-        """The batch of a text size, with slots and caches for these jobs.
+    def _sizes(self, jobs: Sequence[Job], capacity: int) -> tuple[int, int, int, int]:
+        """What a batch of these jobs needs: slots, the shortest and the longest useful cache, and the scripts' size.
 
         The caches are as long as the furthest clip needs, so what a clip costs, and in 16 bits how its sums are
         rounded, depends on its neighbours. They shrink when half their length would do for twice what is needed.
         """
-        steps = steps_per_call(self._config)
-        need = max(job.planned for job in jobs) + steps
+        need = max(job.planned for job in jobs) + steps_per_call(self._config)
         first = min(FIRST_SIZE, max(job.last_position for job in jobs) + 1)
-        slots = bucket(len(jobs), 1, capacity)
-        if size not in self._batches:
-            cache = cache_size(max(need, first), self._config)
-            state = empty_state(self._config, slots=slots, cache=cache, text=size, dtype=self._dtype)
-            self._batches[size] = _Batch(size, state, [None] * slots)
-        batch = self._batches[size]
-        if slots < len(batch.jobs) and (not self._waiting or len(jobs) >= capacity):
-            self._resize(batch, slots=slots, capacity=capacity)
-        wanted, relaxed = (cache_size(max(each, first), self._config) for each in (need, 2 * need))
-        if not wanted <= batch.cache <= relaxed:
-            self._resize(batch, cache=wanted if batch.cache < wanted else relaxed)
-        if slots > len(batch.jobs):
-            self._resize(batch, slots=slots, capacity=capacity)
-        return batch
+        shortest, longest = (cache_size(max(each, first), self._config) for each in (need, 2 * need))
+        return bucket(len(jobs), 1, capacity), shortest, longest, max(map(self._text_size, jobs))
 
-    def _resize(self, batch: _Batch, *, slots: int = 0, capacity: int = 0, cache: int = 0) -> None:
-        """Changes the slots of a batch, or the length of its caches, one size at a time: so few programs do."""
-        for size in _path(len(batch.jobs), slots, slot_sizes(capacity)) if slots else ():
-            kept = [slot for slot, job in enumerate(batch.jobs) if job is not None]
-            if size > len(batch.jobs):
-                kept = list(range(len(batch.jobs)))
+    def _new_batch(self, jobs: Sequence[Job], capacity: int) -> _Batch:
+        slots, cache, _, text = self._sizes(jobs, capacity)
+        state = empty_state(self._config, slots=slots, cache=cache, text=text, dtype=self._dtype)
+        return _Batch(state, [None] * slots)
+
+    def _fit(self, batch: _Batch, jobs: Sequence[Job], capacity: int) -> None:
+        """Gives a batch the sizes that these jobs need, through all sizes between: so few programs do."""
+        slots, shortest, longest, text = self._sizes(jobs, capacity)
+        if slots < len(batch.jobs):  # first, so that less has to be moved
+            self._move(batch, slots, capacity)
+        cache = min(max(batch.cache, shortest), longest)
+        for size in _path(batch.cache, cache, cache_sizes(self._config)):
+            batch.state = resize(batch.state, cache=size)
+        for size in _path(batch.text, text, text_sizes(self._config)):
+            batch.state = resize(batch.state, text=size)
+        if slots > len(batch.jobs):
+            self._move(batch, slots, capacity)
+
+    def _move(self, batch: _Batch, slots: int, capacity: int) -> None:
+        for size in _path(len(batch.jobs), slots, slot_sizes(capacity)):
+            kept = [slot for slot, job in enumerate(batch.jobs) if job is not None or size > len(batch.jobs)]
             kept += [-1] * (size - len(kept))
-            batch.state = resize(batch.state, kept, cache=batch.cache)
+            batch.state = resize(batch.state, kept)
             batch.jobs = [batch.jobs[slot] if slot >= 0 else None for slot in kept]
-        for size in _path(batch.cache, cache, cache_sizes(self._config)) if cache else ():
-            batch.state = resize(batch.state, range(len(batch.jobs)), cache=size)
 
     def _insert(self, batch: _Batch, job: Job) -> None:
         slot = batch.jobs.index(None)
@@ -318,8 +332,8 @@ class Engine:
             with contextlib.suppress(Exception):  # it may have ended well
                 self._collect(call)
         jobs = [*self._admitted, *(job for call in (*before, *self._calls) for job in call.jobs)]
-        jobs += [job for batch in self._batches.values() for job in batch.jobs]
-        self._batches, self._calls, self._prefilled = {}, [], None
+        jobs += [job for batch in self._batches for job in batch.jobs]
+        self._batches, self._calls, self._prefilled = [], [], None
         for job in jobs:
             if job is not None and not job.is_closed:
                 job.fail(error)
@@ -357,18 +371,17 @@ class Engine:
 
         For each number of slots in `slot_sizes(batch_size)` and each cache in `cache_sizes` up to the clip's end: the
         decode call, `insert`, `release` and `resize` to the next sizes. For the clip: its prefill. For the codec: each
-        window size, alone and in a batch.
+        window size, alone and in a batch. Scripts of another size, see `text_sizes`, need a call of their own.
 
         Returns:
             the number of programs of `decode_chunk` among them.
         """
         text = text_size(len(request.text), self._config)
         last = last_position(1 + len(request.prompt) + request.max_frames, self._config) + 1
-        largest = cache_size(last, self._config)
-        caches = [size for size in cache_sizes(self._config) if size <= largest]
+        caches = [size for size in cache_sizes(self._config) if size <= cache_size(last, self._config)]
+        slots, texts = slot_sizes(batch_size), text_sizes(self._config)
         prefilled = prefill(*self._model, self._config, request, size=text)
-        slots = slot_sizes(batch_size)
-        for (i, cache), (j, count) in itertools.product(enumerate(caches), enumerate(slots)):
+        for cache, count in itertools.product(caches, slots):
 
             def state(count: int = count, cache: int = cache) -> DecodeState:
                 return empty_state(self._config, slots=count, cache=cache, text=text, dtype=self._dtype)
@@ -376,10 +389,12 @@ class Engine:
             if cache >= cache_size(len(request.prompt), self._config):
                 insert(state(), prefilled, request, 0, config=self._config)
             release(decode_chunk(*self._model, state(), np.int32(0))[0], 0)
-            for other in (*slots[j + 1 : j + 2], *slots[max(j - 1, 0) : j]):
-                resize(state(), [*range(count), *[-1] * other][:other], cache=cache)
-            for size in (*caches[i + 1 : i + 2], *caches[max(i - 1, 0) : i]):
-                resize(state(), range(count), cache=size)
+            for size in _next_to(count, slots):
+                resize(state(), [*range(count), *[-1] * size][:size])
+            for size in _next_to(cache, caches):
+                resize(state(), cache=size)
+            for size in _next_to(text, texts):
+                resize(state(), text=size)
         if self._codec is not None:
             self._codec.compile(encoder=len(request.prompt) > 0)
         return len(caches) * len(slots)
@@ -393,6 +408,16 @@ def slot_sizes(capacity: int) -> list[int]:
 def cache_sizes(config: DiaConfig) -> list[int]:
     """The lengths that caches have."""
     return sorted({cache_size(positions, config) for positions in range(1, config.decoder.max_length + 1)})
+
+
+def text_sizes(config: DiaConfig) -> list[int]:
+    """The sizes that scripts are padded to."""
+    return sorted({text_size(length, config) for length in range(1, config.encoder.max_length + 1)})
+
+
+def _next_to(size: int, sizes: list[int]) -> list[int]:
+    i = sizes.index(size)
+    return [*sizes[max(i - 1, 0) : i], *sizes[i + 1 : i + 2]]
 
 
 def _path(start: int, stop: int, sizes: list[int]) -> list[int]:

@@ -91,25 +91,32 @@ def release(state: DecodeState, slot: int) -> DecodeState:
     return dataclasses.replace(state, slots=slots)
 
 
-def resize(state: DecodeState, slots: Sequence[int], *, cache: int) -> DecodeState:
-    """The same clips in a batch of other sizes.
+def resize(
+    state: DecodeState, slots: Sequence[int] | None = None, *, cache: int | None = None, text: int | None = None
+) -> DecodeState:
+    """The same clips in a batch of another size.
 
     Args:
         state: not to be used afterwards.
-        slots: which old slot each new one takes over; -1 for none.
+        slots: which old slot each new one takes over, -1 for none.
         cache: positions that the caches can hold afterwards, at least what the clips need.
+        text: size of the scripts afterwards, at least their length.
     """
-    index, batch = np.array(slots, np.int32), len(state.slots.position)
-    if list(slots) != list(range(batch)):
+    if slots is not None:
+        index, batch = np.array(slots, np.int32), len(state.slots.position)
         for layers in (state.cache, state.cross):
             for i, layer in enumerate(layers):
                 layers[i] = _take(layer, index, batch)
         taken = _take(state.slots, index, batch)
         done = _free(taken.done, index)
         state = dataclasses.replace(state, slots=dataclasses.replace(taken, done=done))
-    if cache != state.cache[0].k.shape[2]:
-        for i, layer in enumerate(state.cache):
-            state.cache[i] = _with_length(layer, cache)
+    for layers, length in ((state.cache, cache), (state.cross, text)):
+        if length is not None:
+            for i, layer in enumerate(layers):
+                layers[i] = _with_length(layer, length, axis=2)
+    if text is not None:
+        mask = _with_length(state.slots.text_mask, text, axis=1)
+        state = dataclasses.replace(state, slots=dataclasses.replace(state.slots, text_mask=mask))
     return state
 
 
@@ -133,8 +140,10 @@ def _free(done: jax.Array, slots: jax.Array) -> jax.Array:
     return done | (slots < 0)
 
 
-@functools.partial(jax.jit, static_argnums=1)
-def _with_length(layer: KV, length: int) -> KV:
-    return jax.tree.map(
-        lambda x: jnp.pad(x[:, :, :length], ((0, 0), (0, 0), (0, max(length - x.shape[2], 0)), (0, 0))), layer
-    )
+@functools.partial(jax.jit, static_argnums=1, static_argnames="axis")
+def _with_length(arrays: Any, length: int, *, axis: int) -> Any:
+    def change(x: jax.Array) -> jax.Array:
+        x = jax.lax.slice_in_dim(x, 0, min(length, x.shape[axis]), axis=axis)
+        return jnp.pad(x, [(0, length - x.shape[axis] if i == axis else 0) for i in range(x.ndim)])
+
+    return jax.tree.map(change, arrays)

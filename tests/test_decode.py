@@ -106,8 +106,9 @@ def test_a_released_slot_runs_no_more_and_leaves_the_others_alone(dia: Dia):
 
 def test_clips_move_to_a_batch_of_other_sizes(dia: Dia):
     whole = run(dia, start(dia), 99)
-    state = resize(run(dia, start(dia), 5), [2, 0], cache=512)
-    state = resize(run(dia, state, 5), [-1, 0, 1, -1], cache=256)
+    state = resize(resize(run(dia, start(dia), 5), [2, 0]), cache=512)
+    state = resize(resize(run(dia, state, 5), [-1, 0, 1, -1]), cache=256)
+    state = resize(run(dia, resize(state, text=1024), 5), text=512)
     assert list(np.asarray(state.slots.done)) == [True, False, False, True]
     state = run(dia, state, 99)
     for slot, old in ((1, 2), (2, 0)):

@@ -229,7 +229,7 @@ def test_a_job_is_a_future_whose_parts_come_as_they_are_made(fresh: Dia):
 def test_an_idle_engine_holds_nothing(fresh: Dia):
     fresh.generate([TEXT] * 3, seed=1, max_tokens=40)
     assert drained(fresh)
-    assert fresh.engine._batches == {}
+    assert fresh.engine._batches == []
     assert fresh.engine._calls == []
     assert fresh.engine._prefilled is None
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("dia_jax")]
