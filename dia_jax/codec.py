@@ -22,7 +22,7 @@ WINDOW = WINDOW_SIZES[-1]
 """1.5 s."""
 
 BATCH = 4
-"""Windows in a call, where there are so many; otherwise one."""
+"""Windows in a call, where that many are ready; otherwise one."""
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -131,7 +131,7 @@ def _window_size(frames: int) -> int:
 
 
 def _groups(items: Sequence[Any]) -> Iterator[Sequence[Any]]:
-    """`BATCH` at a time as long as there are so many, then one at a time: no window is computed in vain."""
+    """`BATCH` at a time as long as that many are left, then one at a time: nothing is computed for padding."""
     whole = len(items) - len(items) % BATCH
     yield from (items[i : i + BATCH] for i in range(0, whole, BATCH))
     yield from (items[i : i + 1] for i in range(whole, len(items)))

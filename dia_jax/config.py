@@ -166,7 +166,7 @@ class DiaConfig:
     Attributes:
         encoder: sizes of the text encoder.
         decoder: sizes of the audio decoder.
-        delay_pattern: rows by which each channel is delayed, one a channel.
+        delay_pattern: positions by which each channel is delayed.
         eos_token_id: ends a clip; the ids below it are codes, so it is also the codec's codebook size.
         pad_token_id: fills a channel after its end.
         bos_token_id: fills a channel before its first code.
@@ -239,7 +239,7 @@ class DiaConfig:
 
     @property
     def frame_budget(self) -> int:
-        """Frames that fit into the decoder's rows, voice prompt and new ones together (row 0 is BOS)."""
+        """Frames that fit into the decoder's positions, voice prompt and new ones together (position 0 is BOS)."""
         return self.decoder.max_length - self.max_delay - 1
 
 

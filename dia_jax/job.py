@@ -42,9 +42,9 @@ class Job(concurrent.futures.Future):
         self._end, self._limit = NOT_ENDED, 1 + len(request.prompt) + request.max_frames
         self._sent, self._next_size = 0, 0
         self._parts: list[np.ndarray] = []
-        self._chunks: queue.SimpleQueue[np.ndarray | None] = queue.SimpleQueue()
+        self._news: queue.SimpleQueue[None] = queue.SimpleQueue()  # an entry for each part, and one for the end
         self._cancelling = threading.Lock()
-        self.add_done_callback(lambda _: self._chunks.put(None))
+        self.add_done_callback(lambda _: self._news.put(None))
 
     def cancel(self) -> bool:
         """Stops the clip; False if it is finished already."""
@@ -60,12 +60,14 @@ class Job(concurrent.futures.Future):
             DiaError, RuntimeError: the clip failed; after the parts that were made before.
             concurrent.futures.CancelledError: it was cancelled.
         """
-        while True:
+        read = 0
+        while read < len(self._parts) or not self.done():
             with contextlib.suppress(queue.Empty):  # a wait without an end cannot be interrupted everywhere
-                chunk = self._chunks.get(timeout=0.5)
-                if chunk is None:
-                    break
-                yield chunk
+                self._news.get(timeout=0.5)
+            while read < len(self._parts):
+                if len(part := self._parts[read]):
+                    yield part
+                read += 1
         if error := self.exception():
             raise error
 
@@ -110,8 +112,7 @@ class Job(concurrent.futures.Future):
     def give(self, part: np.ndarray, *, is_last: bool) -> None:
         """Hands a part on to whoever reads, and ends the job with the last one."""
         self._parts.append(part)
-        if len(part):
-            self._chunks.put(part)
+        self._news.put(None)
         if is_last:
             with contextlib.suppress(concurrent.futures.InvalidStateError):  # cancelled meanwhile
                 self.set_result(np.concatenate(self._parts))
