@@ -1,6 +1,6 @@
 """A small Dia and a small DAC with random weights, written in the layouts of the hub, to test and to try things out.
 
-It makes noise, not speech. Everything else is real: the files, the limits of 1024 bytes and 3072 positions, nine channels.
+It makes noise, not speech. Everything else is real: the files, the limits of 1024 bytes and 3072 positions, 9 channels.
 """
 
 import math
