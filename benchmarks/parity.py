@@ -22,7 +22,7 @@ import transformers
 from common import DEVICE, RESULTS, SCRIPT, TORCH_DTYPES, machine, reference_dac, reference_dia, table, write_results
 from flax import nnx
 
-from dia_jax import Dia, dac, load_params, open_checkpoint
+from dia_jax import Codec, Dia, load_params, open_checkpoint
 from dia_jax.text import encode_text
 
 torch.backends.cudnn.allow_tf32 = False  # for a convolution float32 means float32 on our side too
@@ -110,21 +110,21 @@ def compare_codec(config: transformers.DacConfig, folder: Path) -> list[list[Any
     reference = reference_dac(config)
     reference.save_pretrained(folder)
     checkpoint = open_checkpoint(folder)
-    codec = load_params(checkpoint)
+    codec = Codec(checkpoint.config, *load_params(checkpoint))
     codes = np.random.default_rng(0).integers(0, config.codebook_size, (260, config.n_codebooks))
     samples = reference.decode(audio_codes=torch.tensor(codes.T[None], device=DEVICE)).audio_values[0]
     expected_codes = reference.encode(samples[None, None]).audio_codes[0].T.cpu().numpy()
     samples = samples.cpu().numpy()
-    ours = dac.decode_codes(codec, codes, config=checkpoint.config)
+    ours = codec.decode(codes)
     error = float(np.abs(ours - samples).max() / np.abs(samples).max())
-    our_codes = dac.encode_samples(codec, samples, config=checkpoint.config)
+    our_codes = codec.encode(samples)
     return [
         ["DAC decode, 260 frames: max difference / peak", f"{error:.1e}", f"{BAR_SAMPLES:.0e}", error <= BAR_SAMPLES],
         compare_codes(codec, samples, our_codes, expected_codes),
     ]
 
 
-def compare_codes(codec: tuple, samples: np.ndarray, ours: np.ndarray, theirs: np.ndarray) -> list[Any]:
+def compare_codes(codec: Codec, samples: np.ndarray, ours: np.ndarray, theirs: np.ndarray) -> list[Any]:
     """Frames whose codes differ, and how near a tie they were: the gap between the two entries' scores, in -3 .. 1.
 
     Only a frame's first differing codebook is a cause; the later ones see another residual.
@@ -132,7 +132,7 @@ def compare_codes(codec: tuple, samples: np.ndarray, ours: np.ndarray, theirs: n
     differing = (ours != theirs).any(axis=1)
     gap = 0.0
     if differing.any():
-        module = nnx.merge(*codec)
+        module = nnx.merge(codec.graphdef, codec.params)
         latents = module.encoder(samples[None], lambda x: x)
         first = np.where(differing, (ours != theirs).argmax(axis=1), -1)
         for i, quantizer in enumerate(module.quantizer.quantizers):
