@@ -163,7 +163,9 @@ def late(dia: Any, order: dict[str, Any]) -> dict[str, Any]:
 
     engine.decode_chunk = counted
     texts = [scripts(20)[-1]] * 15
-    thread = threading.Thread(target=lambda: dia.generate_codes(texts, **(options_of(order, 15) | {"batch_size": 16})))
+    thread = threading.Thread(
+        target=lambda: dia.generate_codes(texts, **(options_of(order, 15) | {"batch_size": 16, "max_tokens": 400}))
+    )
     thread.start()
     running.wait()
     before = calls[0]
