@@ -245,6 +245,14 @@ def main() -> None:
         ours = Version("ours", ROOT, options.full, Path(folder))
         before = options.before and Version("before", options.before, options.full, Path(folder))
         rows, results = [], []
+        facts, found = machine(), {}
+
+        def write() -> Path:
+            """Keeps what has been measured so far, so that a run that is cut off has not been for nothing."""
+            name = f"batch-{size}-{facts['device'].replace(' ', '-').lower()}"
+            data = {"size": size, "clips": options.clips, "max_tokens": options.max_tokens}
+            return write_results(options.results, name, facts | data | {"lists": results, "alone": found})
+
         for batch in options.batches:
             order = {"clips": options.clips, "batch": batch, "max_tokens": options.max_tokens}
             contenders = {"ours": lambda order=order: ours.ask(do="list", **order)}
@@ -261,8 +269,8 @@ def main() -> None:
                 results.append({"batch": batch, "name": name, "seconds": took, "over_ours": ratios})
                 spread = f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
                 rows.append([batch, name, f"{statistics.median(minute):.1f}", "" if name == "ours" else spread])
+            write()
         print(table(["batch", "", "clips a minute", "ours over it"], rows))
-        found: dict[str, Any] = {}
         if not options.only_list:
             order = {"clips": options.clips, "batch": options.batches[0], "max_tokens": options.max_tokens}
             found["idle"] = ours.ask(do="idle", **order)
@@ -277,10 +285,7 @@ def main() -> None:
         ours.close()
         if before:
             before.close()
-    facts = machine()
-    name = f"batch-{size}-{facts['device'].replace(' ', '-').lower()}"
-    data = facts | {"size": size, "clips": options.clips, "lists": results, "alone": found}
-    print(f"written to {write_results(options.results, name, data)}")
+        print(f"written to {write()}")
 
 
 if __name__ == "__main__":
