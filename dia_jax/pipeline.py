@@ -283,6 +283,28 @@ class Dia:
 
         return chunks()
 
+    def submit(self, text: str, *, sound: bool = True, batch_size: int = 8, **options: Unpack[Options]) -> Job:
+        """Asks for a clip without waiting for it, for servers and the like.
+
+        Args:
+            text: one script. The other options are those of `generate`.
+            sound: whether samples are wanted; otherwise codes.
+            batch_size: see `generate`.
+
+        Returns:
+            A `Job`: a `concurrent.futures.Future` of what `generate` or `generate_codes` gives, whose `chunks` yields
+            the parts as they are made. Its `cancel` frees the slot within one call of the loop.
+
+        Raises:
+            DiaError: at once, if an argument cannot be used.
+        """
+        if not isinstance(text, str):
+            raise SettingError(f"A job speaks one script, a string, not {type(text).__name__}.")
+        if sound:
+            self._codec()
+        (request,) = self._requests(self._drafts(text, options))
+        return self.engine.submit(request, sound=sound, batch_size=check_count("batch_size", batch_size))
+
     def warmup(
         self,
         text: str = "[S1] Hello. [S2]",
@@ -311,7 +333,7 @@ class Dia:
 
     @functools.cached_property
     def engine(self) -> Engine:
-        """What decodes all clips of this model, for servers and the like: `submit` gives a job for each request."""
+        """What decodes all clips of this model, whoever asks for them."""
         return Engine(self.graphdef, self.params, self.config, codec=self.codec)
 
     def _generate(

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 import pytest
 
-from dia_jax import ClipErrors, DecodeError, Dia, Interrupted, Job, engine
+from dia_jax import ClipErrors, DecodeError, Dia, DiaError, Interrupted, Job, engine
 from dia_jax.decode import Request, steps_per_call
 from dia_jax.engine import slot_sizes
 from dia_jax.requests import Draft
@@ -224,6 +224,16 @@ def test_a_job_is_a_future_whose_parts_come_as_they_are_made(fresh: Dia):
     wait_for(lambda: done == [job])
     assert job.exception() is None
     assert drained(fresh)
+
+
+def test_submit_gives_what_generate_gives(fresh: Dia):
+    sound, codes = fresh.submit(TEXT, seed=1, max_tokens=40), fresh.submit(TEXT, seed=1, max_tokens=40, sound=False)
+    np.testing.assert_array_equal(codes.result(timeout=60), fresh.generate_codes(TEXT, seed=1, max_tokens=40))
+    np.testing.assert_allclose(sound.result(timeout=60), fresh.generate(TEXT, seed=1, max_tokens=40), atol=2e-5)
+    with pytest.raises(DiaError, match="speaker tag"):
+        fresh.submit("no tag")
+    with pytest.raises(DiaError, match="one script"):
+        fresh.submit([TEXT])
 
 
 def test_an_idle_engine_holds_nothing(fresh: Dia):
