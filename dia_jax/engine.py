@@ -240,7 +240,9 @@ class Engine:
         need = max(job.planned for job in jobs) + steps_per_call(self._config)
         first = min(FIRST_SIZE, max(job.last_position for job in jobs) + 1)
         shortest, longest = (cache_size(max(each, first), self._config) for each in (need, 2 * need))
-        return bucket(len(jobs), 1, capacity), shortest, longest, max(map(self._text_size, jobs))
+        # More clips than the capacity run where the caller who asked for the larger one has all of its clips.
+        slots = bucket(len(jobs), 1, capacity if len(jobs) <= capacity else 1 << 30)
+        return slots, shortest, longest, max(map(self._text_size, jobs))
 
     def _new_batch(self, jobs: Sequence[Job], capacity: int) -> _Batch:
         slots, cache, _, text = self._sizes(jobs, capacity)

@@ -489,15 +489,23 @@ def test_several_threads(fresh: Dia):
 
 
 @pytest.mark.slow
-def test_two_hundred_calls_from_eight_threads(fresh: Dia):
+def test_two_hundred_calls_from_eight_threads(fresh: Dia, monkeypatch: pytest.MonkeyPatch):
+    shapes, run = set(), engine.decode_chunk
+
+    def noted(graphdef, params, state, steps):
+        shapes.add((len(state.slots.done), state.cache[0].k.shape[2], state.cross[0].k.shape[2]))
+        return run(graphdef, params, state, steps)
+
+    monkeypatch.setattr(engine, "decode_chunk", noted)
     mixed_calls(fresh, threads=8, calls=60)
-    compiled = engine.decode_chunk._cache_size()
     gc.collect()
     arrays = len(jax.live_arrays())
     mixed_calls(fresh, threads=8, calls=200)
     gc.collect()
     assert len(jax.live_arrays()) <= arrays + 10
-    assert engine.decode_chunk._cache_size() <= compiled + 2
+    # The programs that can come up: batches of 3, 8 and 16 were asked for, all clips are short, and so are the scripts.
+    slots = {size for capacity in (3, 8, 16) for size in slot_sizes(capacity)}
+    assert shapes <= {(count, 256, 128) for count in slots}
 
 
 class Compilations:
