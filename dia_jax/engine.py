@@ -109,6 +109,7 @@ class Engine:
         self._weight_bytes = sum(w.size * w.dtype.itemsize for w in decoder_weights(params))
         # Keys and values of two lanes.
         self._bytes_of_text = 4 * dec.num_layers * dec.cross_num_kv_heads * dec.cross_head_dim * self._dtype.itemsize
+        self._cache_sizes, self._text_sizes = cache_sizes(config), text_sizes(config)
         self._incoming: collections.deque[Job] = collections.deque()
         self._waiting: list[Job] = []
         self._admitted: list[Job] = []  # of this turn
@@ -174,7 +175,7 @@ class Engine:
             self._recover(before, error)
         busy = bool(self._incoming or self._waiting or self._batches or self._calls)
         if not busy:
-            self._prefilled = None
+            self._prefilled, self._admitted = None, []
         return busy
 
     def _release_cancelled(self) -> None:
@@ -255,9 +256,9 @@ class Engine:
         if slots < len(batch.jobs):  # first, so that less has to be moved
             self._move(batch, slots, capacity)
         cache = min(max(batch.cache, shortest), longest)
-        for size in _path(batch.cache, cache, cache_sizes(self._config)):
+        for size in _path(batch.cache, cache, self._cache_sizes):
             batch.state = resize(batch.state, cache=size)
-        for size in _path(batch.text, text, text_sizes(self._config)):
+        for size in _path(batch.text, text, self._text_sizes):
             batch.state = resize(batch.state, text=size)
         if slots > len(batch.jobs):
             self._move(batch, slots, capacity)
@@ -380,8 +381,8 @@ class Engine:
         """
         text = text_size(len(request.text), self._config)
         last = last_position(1 + len(request.prompt) + request.max_frames, self._config) + 1
-        caches = [size for size in cache_sizes(self._config) if size <= cache_size(last, self._config)]
-        slots, texts = slot_sizes(batch_size), text_sizes(self._config)
+        caches = [size for size in self._cache_sizes if size <= cache_size(last, self._config)]
+        slots = slot_sizes(batch_size)
         prefilled = prefill(*self._model, self._config, request, size=text)
         for cache, count in itertools.product(caches, slots):
 
@@ -395,7 +396,7 @@ class Engine:
                 resize(state(), [*range(count), *[-1] * size][:size])
             for size in _next_to(cache, caches):
                 resize(state(), cache=size)
-            for size in _next_to(text, texts):
+            for size in _next_to(text, self._text_sizes):
                 resize(state(), text=size)
         if self._codec is not None:
             self._codec.compile(encoder=len(request.prompt) > 0)

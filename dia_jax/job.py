@@ -13,7 +13,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from dia_jax.codec import WINDOW
-from dia_jax.config import DiaConfig, DiaError
+from dia_jax.config import DiaConfig, DiaError, one_line
 from dia_jax.decode import NOT_ENDED, Request, last_position, read_codes
 
 
@@ -125,7 +125,7 @@ class Job(concurrent.futures.Future):
     def fail(self, error: Exception) -> None:
         if not isinstance(error, DiaError):
             # Each job has an exception of its own: several threads may raise them at the same time.
-            cause, error = error, RuntimeError(f"{type(error).__name__}: {' '.join(str(error).split())[:500]}")
+            cause, error = error, RuntimeError(f"{type(error).__name__}: {one_line(error)}")
             error.__cause__ = cause
         with contextlib.suppress(concurrent.futures.InvalidStateError):
             self.set_exception(error)

@@ -242,6 +242,7 @@ def test_an_idle_engine_holds_nothing(fresh: Dia):
     assert fresh.engine._batches == []
     assert fresh.engine._calls == []
     assert fresh.engine._prefilled is None
+    assert fresh.engine._admitted == []
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("dia_jax")]
 
 
