@@ -40,7 +40,7 @@ from jax.sharding import SingleDeviceSharding
 
 from dia_jax import DiaConfig
 from dia_jax.checkpoint import abstract_params
-from dia_jax.decode import decode_chunk, decoder_weights, step_bytes
+from dia_jax.decode import decode_chunk, decoder_weights, step_bytes, unconditional
 from dia_jax.slots import empty_state
 from dia_jax.untrained import SMALL_DIA
 
@@ -81,7 +81,10 @@ def examine(target: str, batch: int, quantize: Any, *, config: DiaConfig, rows: 
         empty_state, config, slots=batch, cache=rows, text=text_size, dtype=np.dtype(jnp.bfloat16)
     )
     state = jax.tree.map(lambda x: make(x.shape, x.dtype), jax.eval_shape(empty))
-    lowered = decode_chunk.trace(graphdef, params, state, make((), jnp.int32)).lower()
+    constants = jax.tree.map(
+        lambda x: make(x.shape, x.dtype), jax.eval_shape(functools.partial(unconditional, graphdef), params)
+    )
+    lowered = decode_chunk.trace(graphdef, params, constants, state, make((), jnp.int32)).lower()
     began = time.perf_counter()
     program = lowered.compile()
     seconds = time.perf_counter() - began
