@@ -22,26 +22,19 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["TPU_SKIP_MDS_QUERY"] = "1"  # there is no TPU to ask
 
 import argparse
-import functools
 import itertools
-import json
 import math
 import re
 import time
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
+from compiled import RESULTS, lower_decode, write_compiled
 from jax.experimental import topologies
-from jax.sharding import SingleDeviceSharding
 
 from dia_jax import DiaConfig
-from dia_jax.checkpoint import abstract_params
-from dia_jax.decode import decode_chunk, decoder_weights, step_bytes
-from dia_jax.slots import empty_state
+from dia_jax.decode import decoder_weights, step_bytes
 from dia_jax.untrained import SMALL_DIA
 
 TOPOLOGIES = {"v5e": "v5e:2x2", "v4": "v4:2x2x1", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2"}
@@ -74,14 +67,9 @@ def copies_in_loop(hlo: str) -> list[tuple[str, tuple[int, ...], int]]:
 
 def examine(target: str, batch: int, quantize: Any, *, config: DiaConfig, rows: int, text_size: int) -> dict[str, Any]:
     device = topologies.get_topology_desc(platform="tpu", topology_name=TOPOLOGIES[target]).devices[0]
-    make = functools.partial(jax.ShapeDtypeStruct, sharding=SingleDeviceSharding(device))
-    graphdef, params = abstract_params(config, "bfloat16", quantize)
-    params = jax.tree.map(lambda x: make(x.shape, x.dtype), params)
-    empty = functools.partial(
-        empty_state, config, slots=batch, cache=rows, text=text_size, dtype=np.dtype(jnp.bfloat16)
+    lowered, params, state = lower_decode(
+        device, config, batch=batch, rows=rows, text_size=text_size, dtype="bfloat16", quantize=quantize
     )
-    state = jax.tree.map(lambda x: make(x.shape, x.dtype), jax.eval_shape(empty))
-    lowered = decode_chunk.trace(graphdef, params, state, make((), jnp.int32)).lower()
     began = time.perf_counter()
     program = lowered.compile()
     seconds = time.perf_counter() - began
@@ -127,7 +115,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=3072, help="of the self-attention's cache")
     parser.add_argument("--text-size", type=int, default=128, help="of the script, padded")
     parser.add_argument("--small", action="store_true", help="tiny sizes, to see that it runs; no bar holds there")
-    parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results")
+    parser.add_argument("--results", type=Path, default=RESULTS)
     options = parser.parse_args()
     config = SMALL_DIA if options.small else DiaConfig()
     results = []
@@ -141,12 +129,9 @@ def main() -> None:
         cells += [f"{r['gb_a_step']:.3f}", f"{r['of_it_written_back_gb']:.3f}", f"{r['over_floor']:.3f}"]
         cells += [len(r["cache_copies"]), len(r["relayouts"])]
         print(f"| {' | '.join(map(str, cells))} |", flush=True)
-    versions = {name: version(name) for name in ("jax", "jaxlib", "libtpu", "flax")}
-    options.results.mkdir(exist_ok=True)
-    path = options.results / "tpu-compiled.json"
-    if len(results) == 16 or options.results != Path(__file__).parent / "results":
-        path.write_text(json.dumps({"versions": versions, "rows": options.rows, "results": results}, indent=2) + "\n")
-        print(f"written to {path}")
+    packages = ["jax", "jaxlib", "libtpu", "flax"]
+    kept = {"rows": options.rows, "results": results}
+    write_compiled(options.results, "tpu-compiled", packages, kept, complete=len(results) == 16)
     if not options.small and not all(r["good"] for r in results):
         raise SystemExit(1)
 
