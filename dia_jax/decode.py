@@ -162,17 +162,19 @@ def decoder_weights(params: nnx.State) -> list[Any]:
 
 
 def step_bytes(params: nnx.State, state: DecodeState) -> dict[str, int]:
-    """The bytes that one step must read; their sum over the memory's bandwidth is the floor of its time.
+    """The bytes that one step must read on each device; their sum over the memory's bandwidth is the floor of its time.
 
     Args:
-        params, state: arrays, or shapes and dtypes.
+        params, state: arrays, or shapes and dtypes with or without shardings.
     """
     parts = {"weights": decoder_weights(params), "self cache": state.cache, "cross cache": state.cross}
     return {name: sum(map(_nbytes, jax.tree.leaves(part))) for name, part in parts.items()}
 
 
 def _nbytes(value: Any) -> int:
-    return math.prod(value.shape) * np.dtype(value.dtype).itemsize
+    where = getattr(value, "sharding", None)
+    shape = value.shape if where is None else where.shard_shape(value.shape)
+    return math.prod(shape) * np.dtype(value.dtype).itemsize
 
 
 # --- Starting a clip -------------------------------------------------------------------------------------------------
