@@ -5,6 +5,7 @@ from dia_jax.checkpoint import CheckpointError, convert, load_params, open_check
 from dia_jax.codec import Codec
 from dia_jax.config import ConfigError, DacConfig, DecoderConfig, DiaConfig, DiaError, EncoderConfig, SamplingSettings
 from dia_jax.dac import Dac
+from dia_jax.devices import AcceleratorWarning
 from dia_jax.engine import DecodeError, Engine
 from dia_jax.hub import HubError
 from dia_jax.job import Job
@@ -17,6 +18,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "NONVERBAL_TAGS",
+    "AcceleratorWarning",
     "AudioError",
     "CheckpointError",
     "ClipErrors",

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from dia_jax.compat import ModuleList
 from dia_jax.config import DacConfig
 
 KERNEL = 7
@@ -110,7 +111,9 @@ class Encoder(nnx.Module):
     def __init__(self, config: DacConfig, *, rngs: nnx.Rngs):
         size = config.encoder_size
         self.conv1 = _conv(1, size, KERNEL, rngs=rngs)
-        self.block = nnx.List([EncoderBlock(size * 2**i, stride, rngs=rngs) for i, stride in enumerate(config.strides)])
+        self.block = ModuleList(
+            [EncoderBlock(size * 2**i, stride, rngs=rngs) for i, stride in enumerate(config.strides)]
+        )
         self.snake1 = Snake(config.latent_size)
         self.conv2 = _conv(config.latent_size, config.latent_size, 3, rngs=rngs)
 
@@ -138,7 +141,7 @@ class Decoder(nnx.Module):
     def __init__(self, config: DacConfig, *, rngs: nnx.Rngs):
         size = config.decoder_size
         self.conv1 = _conv(config.latent_size, size, KERNEL, rngs=rngs)
-        self.block = nnx.List(
+        self.block = ModuleList(
             [DecoderBlock(size // 2**i, stride, rngs=rngs) for i, stride in enumerate(config.strides[::-1])]
         )
         self.snake1 = Snake(size // 2 ** len(config.strides))
@@ -180,7 +183,7 @@ class Quantizer(nnx.Module):
     """Residual vector quantization: each codebook quantizes what the ones before it left over."""
 
     def __init__(self, config: DacConfig, *, rngs: nnx.Rngs):
-        self.quantizers = nnx.List([VectorQuantizer(config, rngs=rngs) for _ in range(config.num_codebooks)])
+        self.quantizers = ModuleList([VectorQuantizer(config, rngs=rngs) for _ in range(config.num_codebooks)])
 
     def encode(self, latents: jax.Array) -> jax.Array:
         """float32 [B, T, latent] -> int32 [B, T, C]."""

@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from dia_jax.compat import ModuleList
 from dia_jax.config import DecoderConfig, DiaConfig, EncoderConfig
 from dia_jax.ops import KV, apply_rope, attend, attend_with_cache, causal_mask, product, quantize_kernel, rope_angles
 
@@ -140,7 +141,7 @@ class Encoder(nnx.Module):
     def __init__(self, config: EncoderConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs):
         self.config = config
         self.embedding = _embed(config.vocab_size, config.hidden_size, dtype=dtype, rngs=rngs)
-        self.layers = nnx.List([EncoderLayer(config, dtype=dtype, rngs=rngs) for _ in range(config.num_layers)])
+        self.layers = ModuleList([EncoderLayer(config, dtype=dtype, rngs=rngs) for _ in range(config.num_layers)])
         self.norm = _norm(config, rngs=rngs)
 
     def embed(self, text: jax.Array) -> jax.Array:
@@ -217,7 +218,7 @@ class Decoder(nnx.Module):
         self.rope_in_cross_attention = config.variant == "v0.1"
         # One table for all channels, channel c's ids at c * V: nine lookups in one gather.
         self.embeddings = _embed(dec.num_channels * dec.vocab_size, dec.hidden_size, dtype=dtype, rngs=rngs)
-        self.layers = nnx.List([DecoderLayer(config, dtype=dtype, rngs=rngs) for _ in range(dec.num_layers)])
+        self.layers = ModuleList([DecoderLayer(config, dtype=dtype, rngs=rngs) for _ in range(dec.num_layers)])
         self.norm = _norm(dec, rngs=rngs)
         self.logits_dense = Linear(dec.hidden_size, dec.num_channels * dec.vocab_size, dtype=dtype, rngs=rngs)
 

@@ -77,7 +77,11 @@ def _scores(q: jax.Array, k: jax.Array) -> jax.Array:
 def _scores_on_cpu(q: jax.Array, k: jax.Array) -> jax.Array:
     """`_scores` with the keys on the left, as in `_product_on_cpu`; XLA has no such product in 16 bits."""
     if jnp.dtype(k.dtype).itemsize == 2:
-        return _scores(q, k)
+        # The queries of a group as one dimension: in the other form, jax 0.7 fails in bfloat16 on some CPUs.
+        lanes, heads, *queries, head_dim = q.shape
+        rows = q.reshape(lanes, heads, -1, head_dim)
+        scores = jnp.einsum("RKMH,RKSH->RKMS", rows, k, preferred_element_type=jnp.float32)
+        return scores.reshape(lanes, heads, *queries, -1)
     scores = jnp.einsum("RKSH,RKGTH->RKSGT", k, q, precision=precision(k.dtype), preferred_element_type=jnp.float32)
     return jnp.moveaxis(jax.lax.optimization_barrier(scores), 2, -1)
 

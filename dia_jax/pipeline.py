@@ -12,7 +12,6 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Unpack, overload
 
-import jax
 import numpy as np
 from flax import nnx
 from tqdm import tqdm
@@ -21,6 +20,7 @@ from dia_jax.audio import write_audio
 from dia_jax.checkpoint import DTYPES, CheckpointError, codec_beside, load_params, open_checkpoint
 from dia_jax.codec import BATCH, WINDOW, Codec
 from dia_jax.config import DacConfig, DiaConfig, DiaError, Variant
+from dia_jax.devices import default_dtype, warn_of_idle_accelerator
 from dia_jax.engine import Engine
 from dia_jax.hub import resolve
 from dia_jax.job import Job
@@ -131,7 +131,7 @@ class Dia:
             codec: likewise for DAC. By default a `dac/` folder inside the checkpoint's directory, if it has one,
                 else `descript/dac_44khz`.
             load_codec: False leaves the codec out; `generate_codes` is all that then works, with codes as prompts.
-            dtype: "float32", "bfloat16" or "float16"; by default bfloat16 on an accelerator and float32 on a CPU.
+            dtype: "float32", "bfloat16" or "float16"; by default what suits the device, see `devices.default_dtype`.
             quantize: "int8" keeps the kernels in int8, one scale an output: half the bytes of bfloat16. A checkpoint
                 that was converted so is loaded so.
             adapter: a directory that `dia-jax train --lora-rank` wrote; it is merged into the kernels as they are read.
@@ -141,9 +141,13 @@ class Dia:
 
         Raises:
             HubError, CheckpointError, ConfigError: it cannot be had, read or used; the message says why.
+
+        Warns:
+            AcceleratorWarning: a GPU or TPU is there, but JAX computes on the CPU. Once a process.
         """
+        warn_of_idle_accelerator()
         if dtype is None:
-            dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+            dtype = default_dtype()
         if dtype not in DTYPES:
             raise SettingError(f"dtype is {dtype!r}; it must be one of {', '.join(DTYPES)}.")
         if quantize not in (None, "int8"):

@@ -9,6 +9,7 @@ import contextlib
 import os
 import re
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,7 @@ def run(args: list[str]) -> int:
         )
         _keep_compiled_programs()
         _silence_failed_reads()
+        _report_idle_accelerators()
         command.run()
     except DiaError as error:
         _report(str(error))
@@ -93,6 +95,21 @@ def _silence_failed_reads() -> None:
             default(unraisable)
 
     sys.unraisablehook = hook
+
+
+def _report_idle_accelerators() -> None:
+    """Prints that warning as a sentence of its own. The default is to show the line of Python that it came from."""
+    from dia_jax.devices import AcceleratorWarning
+
+    default = warnings.showwarning
+
+    def show(message, category, *place, **options) -> None:
+        if issubclass(category, AcceleratorWarning):
+            _report(str(message))
+        else:
+            default(message, category, *place, **options)
+
+    warnings.showwarning = show
 
 
 def _keep_compiled_programs() -> None:

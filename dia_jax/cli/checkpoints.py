@@ -94,6 +94,7 @@ class Info:
         import jax
 
         import dia_jax
+        from dia_jax.devices import idle_accelerator
 
         if self.checkpoint is not None:
             from dia_jax.checkpoint import open_checkpoint
@@ -113,6 +114,8 @@ class Info:
         for device in jax.devices():
             memory = (device.memory_stats() or {}).get("bytes_limit")
             say(f"device {device.id}: {device.device_kind}" + (f", {memory / 1e9:.1f} GB" if memory else ""))
+        if notice := idle_accelerator():
+            say(notice)
 
 
 @dataclasses.dataclass(frozen=True)

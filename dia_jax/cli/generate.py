@@ -86,7 +86,8 @@ class Generate:
     seed: int | None = None
     """Makes the result repeatable. Without it each run draws a new seed, and prints its seed."""
     dtype: Dtype | None = None
-    """The dtype of the weights; by default bfloat16 on an accelerator and float32 on a CPU."""
+    """The dtype of the weights; by default float32 on a CPU, float16 on NVIDIA GPUs older than Ampere (T4, V100), and
+    bfloat16 elsewhere."""
     quantize: Quantize | None = None
     """Keep the kernels in int8: on a CPU twice as fast for one clip, elsewhere half the memory of bfloat16."""
     adapter: Path | None = None
