@@ -18,6 +18,8 @@ import parity
 import speed
 from common import RESULTS, machine, table, write_results
 
+from dia_jax.devices import default_dtype
+
 
 def collect(*, small: bool, frames: int = 60, batches: Sequence[int] | None = None, **turns: Any) -> dict[str, Any]:
     """Runs both benchmarks, in float32 and in what is usual on this device.
@@ -28,13 +30,12 @@ def collect(*, small: bool, frames: int = 60, batches: Sequence[int] | None = No
         batches: clips that are decoded together. None: 1, and on an accelerator 16.
         turns: `steps` and `rounds` of `speed.measure`.
     """
-    accelerated = jax.default_backend() != "cpu"
+    dtype = default_dtype()
     checks = parity.check(small=small, frames=frames)
-    if accelerated:
-        checks += parity.check(small=small, frames=frames, dtype="bfloat16")
-    variants = ["bfloat16", "int8"] if accelerated else ["float32", "int8"]
-    batches = batches or ([1, 16] if accelerated else [1])
-    timed = speed.measure(small=small, variants=variants, batches=batches, **turns)
+    if dtype != "float32":
+        checks += parity.check(small=small, frames=frames, dtype=dtype)
+    batches = batches or ([1] if jax.default_backend() == "cpu" else [1, 16])
+    timed = speed.measure(small=small, variants=[dtype, "int8"], batches=batches, **turns)
     return machine() | {"checks": checks, "speed": timed}
 
 

@@ -39,6 +39,7 @@ from parity import configs, delayed
 from dia_jax import Codec, Dia, DiaConfig
 from dia_jax.checkpoint import dac_from_json, dia_from_json, dia_to_json
 from dia_jax.decode import FIRST_SIZE, decode_chunk, prefill, step_bytes, text_size
+from dia_jax.devices import default_dtype
 from dia_jax.slots import empty_state, insert
 from dia_jax.text import encode_text
 from dia_jax.untrained import random_params
@@ -163,7 +164,7 @@ class Ours:
 
     def __init__(self, config: DiaConfig, variant: str, codec: Codec):
         self.name = f"dia_jax {variant}"
-        dtype = {"int8": "float32" if jax.default_backend() == "cpu" else "bfloat16"}.get(variant, variant)
+        dtype = default_dtype() if variant == "int8" else variant
         graphdef, params = random_params(config, dtype=dtype)
         if variant == "int8":
             model = nnx.merge(graphdef, params)
@@ -278,7 +279,7 @@ def measure(
         what is written as JSON, less the machine.
     """
     accelerated = jax.default_backend() != "cpu"
-    variants = variants or (["bfloat16", "int8"] if accelerated else ["float32", "bfloat16", "int8"])
+    variants = variants or ([default_dtype(), "int8"] if accelerated else ["float32", "bfloat16", "int8"])
     batches = batches or ([1, 4, 16, 64] if accelerated else [1, 4])
     steps = steps or (200 if accelerated else 12)
     rounds = rounds or (5 if accelerated else 4)
@@ -381,8 +382,8 @@ def main() -> None:
     parser.add_argument(
         "--variants",
         nargs="+",
-        choices=("float32", "bfloat16", "int8"),
-        help="ours; the first one meets the others in its own dtype (default: all, without float32 on an accelerator)",
+        choices=("float32", "bfloat16", "float16", "int8"),
+        help="ours; the first one meets the others in its own dtype (default: all, on an accelerator its own and int8)",
     )
     parser.add_argument("--batches", nargs="+", type=int, help="default: 1 4, on an accelerator 1 4 16 64")
     parser.add_argument("--reference", type=Path, help="a clone of nari-labs/dia")
