@@ -47,7 +47,7 @@ def make(config: DiaConfig, variant: str, *, sharp: bool) -> tuple[nnx.GraphDef,
     if "int8" in variant:
         model = nnx.merge(graphdef, params)
         model.quantize()
-        for _, module in nnx.iter_modules(model):
+        for _, module in nnx.iter_graph(model):
             if hasattr(module, "scale"):
                 module.dtype = DTYPES[dtype]
         graphdef, params = nnx.split(model)

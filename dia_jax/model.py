@@ -327,7 +327,7 @@ class DiaModel(nnx.Module):
 
     def quantize(self) -> None:
         """Rounds every kernel to int8, in place; embeddings stay in the compute dtype."""
-        for _, module in nnx.iter_modules(self):
+        for _, module in nnx.iter_graph(self):
             if isinstance(module, Linear):
                 module.quantize()
 

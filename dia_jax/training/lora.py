@@ -55,7 +55,8 @@ def add_lora(model: DiaModel, *, rank: int, alpha: float) -> None:
         alpha: numerator of their gain, alpha / rank.
     """
     for stack in (model.encoder, model.decoder):
-        for _, module in list(nnx.iter_modules(stack.layers)):
+        modules = [node for _, node in nnx.iter_graph(stack.layers) if isinstance(node, nnx.Module)]
+        for module in modules:
             for name, child in list(vars(module).items()):
                 if isinstance(child, Linear):
                     setattr(module, name, LoraLinear(child, rank, alpha))
