@@ -48,7 +48,7 @@ def make(config: DiaConfig, variant: str, *, sharp: bool) -> tuple[nnx.GraphDef,
         model = nnx.merge(graphdef, params)
         model.quantize()
         for _, module in nnx.iter_graph(model):
-            if hasattr(module, "scale"):
+            if isinstance(module, nnx.Module) and hasattr(module, "scale"):
                 module.dtype = DTYPES[dtype]
         graphdef, params = nnx.split(model)
     return graphdef, params

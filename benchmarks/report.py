@@ -35,7 +35,7 @@ def collect(*, small: bool, frames: int = 60, batches: Sequence[int] | None = No
     if dtype != "float32":
         checks += parity.check(small=small, frames=frames, dtype=dtype)
     batches = batches or ([1] if jax.default_backend() == "cpu" else [1, 16])
-    timed = speed.measure(small=small, variants=[dtype, "int8"], batches=batches, **turns)
+    timed = speed.measure(small=small, variants=[dtype, "int8"], other_dtypes=[dtype], batches=batches, **turns)
     return machine() | {"checks": checks, "speed": timed}
 
 
@@ -61,8 +61,8 @@ def summary(results: dict[str, Any]) -> str:
         rows.append([f"{name}: seconds of audio a second", f"{r['audio_seconds_a_second']:.2f}"])
     for p in timed["pairs"]:
         if "ratio" in p and not p["other"].startswith("dia_jax"):
-            what = f"{p['other']}, batch {p['batch']}: ms a step"
-            rows.append([what, f"{p['other_ms']:.2f} ({p['ratio']:.2f} x {p['ours']} beside it)"])
+            what = f"{p['other']} beside {p['ours']}, batch {p['batch']}: ms a step"
+            rows.append([what, f"{p['other_ms']:.2f} ({p['ratio']:.2f} x ours)"])
     rows.append(["codec alone, times real time", f"{timed['codec']['realtime_factor']:.1f}"])
     return table([f"Dia, {timed['size']} size, random weights", results["device"]], rows)
 

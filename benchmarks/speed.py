@@ -2,7 +2,7 @@
 
     python benchmarks/speed.py                                   # what this machine's memory allows for
     python benchmarks/speed.py --reference CLONE                 # with nari-labs/dia too, in a clone that you name
-    python benchmarks/speed.py --variants float32 --batches 1 4
+    python benchmarks/speed.py --variants float32 --other-dtypes float32 --batches 1 4
     python benchmarks/speed.py --small                           # tiny sizes, to see that it runs
 
 A step is one row of the grid for every clip of the batch (two rows of guidance a clip). Its floor is the bytes that it
@@ -10,7 +10,8 @@ must read (decoder kernels, and all of both caches) over the bandwidth measured 
 1,008 frames: the reference's cache has 1,024 rows, ours begins with 512, that of transformers with none (on a GPU it is
 static). All draw from random weights (temperature 1.2, top-p 0.95, top-k 45).
 
-The contenders of a pair stand in memory together and take turns, round by round; ratios are medians of the rounds'. The
+Each of the others, in each dtype, stands in memory together with our first and our last variant, and they take turns,
+round by round; ratios are medians of the rounds'. The
 first two steps of each turn are not counted. A pair that ends is freed before the next one begins. Compiling is told
 apart. The reference runs with pydantic installed and without torchaudio, which it imports but does not need here.
 
@@ -85,7 +86,7 @@ class Transformers:
     """`transformers`, as its documentation says; on a GPU with its static cache."""
 
     def __init__(self, config: transformers.DiaConfig, dtype: str):
-        self.name = "transformers" + (", static cache" if DEVICE == "cuda" else "")
+        self.name = f"transformers {dtype}" + (", static cache" if DEVICE == "cuda" else "")
         self.model = reference_dia(config).to(TORCH_DTYPES[dtype])
         self.compile_seconds = 0.0
 
@@ -121,7 +122,7 @@ class Reference:
         from dia.config import DiaConfig as ReferenceConfig
         from dia.model import Dia as ReferenceDia
 
-        self.name = f"nari-labs/dia, {'compiled' if compiled else 'eager'}"
+        self.name = f"nari-labs/dia {dtype}, {'compiled' if compiled else 'eager'}"
         self.use_compile, self.compile_seconds = compiled, 0.0
         self.compiled: set[int] = set()
         flat = dia_to_json(dia_from_json(config.to_dict()))
@@ -261,16 +262,18 @@ def measure(
     *,
     small: bool,
     variants: Sequence[str] | None = None,
+    other_dtypes: Sequence[str] | None = None,
     batches: Sequence[int] | None = None,
     steps: int | None = None,
     rounds: int | None = None,
     reference: Path | None = None,
 ) -> dict[str, Any]:
-    """Times our variants, and each other contender beside the first of them.
+    """Times our variants, and each other contender beside two of them.
 
     Args:
         small: tiny sizes.
-        variants: ours; the first one meets the others in its own dtype. None, here and below: as suits this device.
+        variants: ours; the first and the last one meet the others. None, here and below: as suits this device.
+        other_dtypes: of the others.
         batches: clips that are decoded together.
         steps: of a turn.
         rounds: turns of each contender.
@@ -281,6 +284,7 @@ def measure(
     """
     accelerated = jax.default_backend() != "cpu"
     variants = variants or ([default_dtype(), "int8"] if accelerated else ["float32", "bfloat16", "int8"])
+    other_dtypes = other_dtypes or ([default_dtype()] if accelerated else ["float32", "bfloat16"])
     batches = batches or ([1, 4, 16, 64] if accelerated else [1, 4])
     steps = steps or (200 if accelerated else 12)
     rounds = rounds or (5 if accelerated else 4)
@@ -316,13 +320,19 @@ def measure(
         contenders = [*mine, *([other] if other else [])]
         times = alternate(contenders, batch=batch, steps=steps, rounds=rounds)
         reads.append(bandwidth())
-        for contender, taken in zip(contenders[1:], times[1:], strict=True):
-            ratios = [b / a for a, b in zip(times[0], taken, strict=True)]
+        all_of_it = list(zip(contenders, times, strict=True))
+        matches = (
+            [(each, all_of_it[-1]) for each in all_of_it[:-1]]
+            if other
+            else [(all_of_it[0], each) for each in all_of_it[1:]]
+        )
+        for (ours, mine_took), (contender, taken) in matches:
+            ratios = [b / a for a, b in zip(mine_took, taken, strict=True)]
             pairs.append(
                 {
                     "batch": batch,
-                    "ours": contenders[0].name,
-                    "ours_ms": statistics.median(times[0]) * 1e3,
+                    "ours": ours.name,
+                    "ours_ms": statistics.median(mine_took) * 1e3,
                     "other": contender.name,
                     "other_ms": statistics.median(taken) * 1e3,
                     "other_compile_seconds": contender.compile_seconds,
@@ -335,28 +345,29 @@ def measure(
             for ours, taken in zip(mine, times, strict=True):
                 report(ours, batch, taken, ours.first_audio() if batch == 1 else None)
 
-    first = variants[0]
-    dtype = "bfloat16" if first == "int8" else first
-    # Each of the others beside our first variant, one after another: memory does not hold them all.
-    leader = Ours(config, first, codec)
+    # Each of the others beside two of ours, one after another: memory does not hold them all.
+    leaders = [Ours(config, variant, codec) for variant in dict.fromkeys((variants[0], variants[-1]))]
     others: list[Callable[[], Any]] = []
-    if accelerated == (DEVICE == "cuda"):  # on a TPU it would run on the host's CPU
-        others.append(lambda: Transformers(reference_config, dtype))
-    if reference:
-        for compiled in (False, True):
-            others.append(lambda compiled=compiled: Reference(reference, reference_config, dtype, compiled=compiled))
+    for dtype in other_dtypes:
+        if accelerated == (DEVICE == "cuda"):  # on a TPU it would run on the host's CPU
+            others.append(lambda dtype=dtype: Transformers(reference_config, dtype))
+        for compiled in (False, True) if reference else ():
+            others.append(
+                lambda dtype=dtype, compiled=compiled: Reference(reference, reference_config, dtype, compiled=compiled)
+            )
     for make in others:
         other = make()
         for batch in batches:
             try:
-                compare([leader], other, batch)
+                compare(leaders, other, batch)
             except (RuntimeError, torch.OutOfMemoryError, torch._dynamo.exc.TorchDynamoException) as error:
                 print(f"{other.name}, batch {batch}: not measured, {str(error).splitlines()[0]}", file=sys.stderr)
                 pairs.append({"batch": batch, "other": other.name, "failed": str(error).splitlines()[0]})
         del other
         free()
     # Our variants among themselves.
-    mine = [leader, *(Ours(config, variant, codec) for variant in variants[1:])]
+    between = [Ours(config, variant, codec) for variant in variants[1:-1]]
+    mine = [leaders[0], *between, *leaders[1:]]
     for batch in batches:
         try:
             compare(mine, None, batch)
@@ -384,7 +395,13 @@ def main() -> None:
         "--variants",
         nargs="+",
         choices=("float32", "bfloat16", "float16", "int8"),
-        help="ours; the first one meets the others in its own dtype (default: all, on an accelerator its own and int8)",
+        help="ours; the first and the last one meet the others (default: all, on an accelerator its own and int8)",
+    )
+    parser.add_argument(
+        "--other-dtypes",
+        nargs="+",
+        choices=TORCH_DTYPES,
+        help="of the others (default: float32 bfloat16, on an accelerator its own)",
     )
     parser.add_argument("--batches", nargs="+", type=int, help="default: 1 4, on an accelerator 1 4 16 64")
     parser.add_argument("--reference", type=Path, help="a clone of nari-labs/dia")

@@ -34,12 +34,10 @@ def decode_mesh(config: DiaConfig, mesh: Mesh | None = None) -> Mesh:
     Raises:
         MeshError: it has other axes or devices, or "model" does not divide what it has to.
     """
-    devices = np.array(jax.local_devices())
-    if mesh is None:
-        mesh = Mesh(devices, ("data",), axis_types=(AxisType.Auto,))
+    mesh = mesh or local_mesh()
     if not set(mesh.axis_names) <= {"data", "model"}:
         raise MeshError(f'The mesh has the axes {", ".join(mesh.axis_names)}; it may have "data" and "model".')
-    if not set(mesh.devices.flat) <= set(devices.flat):
+    if not set(mesh.devices.flat) <= set(jax.local_devices()):
         raise MeshError("The mesh has devices of another process; a model decodes on those of one process.")
     model = mesh.shape.get("model", 1)
     enc, dec = config.encoder, config.decoder
@@ -62,6 +60,26 @@ def decode_mesh(config: DiaConfig, mesh: Mesh | None = None) -> Mesh:
         )
     grid = mesh.devices if mesh.axis_names != ("model", "data") else mesh.devices.T
     return Mesh(grid.reshape(-1, model), ("data", "model"), axis_types=(AxisType.Auto, AxisType.Auto))
+
+
+def local_mesh(devices_per_clip: int = 1, *, most_groups: int | None = None) -> Mesh:
+    """A mesh of this process's devices.
+
+    Args:
+        devices_per_clip: that share each clip.
+        most_groups: of such devices; None for as many as there are.
+
+    Raises:
+        MeshError: there are fewer devices.
+    """
+    devices = jax.local_devices()
+    if not 1 <= devices_per_clip <= len(devices):
+        raise MeshError(
+            f"{devices_per_clip} devices cannot share a clip: this process has {len(devices)} "
+            f"({devices[0].device_kind})."
+        )
+    grid = np.array(devices[: len(devices) // devices_per_clip * devices_per_clip]).reshape(-1, devices_per_clip)
+    return Mesh(grid[:most_groups], ("data", "model"), axis_types=(AxisType.Auto, AxisType.Auto))
 
 
 def mesh_of(params: nnx.State) -> Mesh:
@@ -125,11 +143,20 @@ def params_of_group(params: nnx.State, group: Mesh) -> nnx.State:
 
 
 def split_heads(tree: Any) -> Any:
-    """Inside of a compiled function: splits all caches of a tree over the "model" axis of the current mesh, if any."""
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or mesh.shape.get("model", 1) == 1:
+    """Inside of a compiled function: splits all caches of a tree over the devices that share a clip, if several do."""
+    if not _is_shared():
         return tree
     split = functools.partial(jax.lax.with_sharding_constraint, shardings=PartitionSpec(None, "model"))
     return jax.tree.map(
         lambda x: KV(split(x.k), split(x.v)) if isinstance(x, KV) else x, tree, is_leaf=lambda x: isinstance(x, KV)
     )
+
+
+def replicate(x: jax.Array) -> jax.Array:
+    """Inside of a compiled function: gives each of the devices that share a clip the whole array."""
+    return jax.lax.with_sharding_constraint(x, PartitionSpec()) if _is_shared() else x
+
+
+def _is_shared() -> bool:
+    mesh = jax.sharding.get_abstract_mesh()
+    return not mesh.empty and mesh.shape.get("model", 1) > 1

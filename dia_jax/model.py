@@ -24,6 +24,7 @@ from flax import nnx
 
 from dia_jax.compat import ModuleList
 from dia_jax.config import DecoderConfig, DiaConfig, EncoderConfig
+from dia_jax.mesh import replicate
 from dia_jax.ops import KV, apply_rope, attend, attend_with_cache, causal_mask, product, quantize_kernel, rope_angles
 
 Quantize = Literal["int8"]
@@ -150,7 +151,7 @@ class Encoder(nnx.Module):
 
     def __call__(self, text: jax.Array, text_mask: jax.Array) -> jax.Array:
         """int [R, S] and bool [R, S] (False where padded) -> float32 [R, S, D]."""
-        x = self.embed(text)
+        x = replicate(self.embed(text))
         angles = rope_angles(jnp.arange(text.shape[1])[None], self.config.head_dim, self.config.rope_theta)
         for layer in self.layers:
             x = layer(x, angles, text_mask[:, None, :])
@@ -287,7 +288,8 @@ class Decoder(nnx.Module):
             float32 [R, T, D], normed, ready for `logits`; and the caches with the new positions written in.
         """
         positions = start[:, None] + jnp.arange(tokens.shape[1])  # [R, T]
-        x = self.embed(tokens)
+        # Without this, XLA would split the residual stream, and gather it before each product.
+        x = replicate(self.embed(tokens))
         angles = rope_angles(positions, self.config.head_dim, self.config.rope_theta)
         cross_angles = self.cross_angles(positions if unconditional is None else positions[1::2])
         new_cache = []

@@ -168,7 +168,7 @@ class Dia:
         """
         warn_of_idle_accelerator()
         if dtype is None:
-            dtype = default_dtype()
+            dtype = default_dtype(mesh.devices.flat[0] if mesh else None)
         if dtype not in DTYPES:
             raise SettingError(f"dtype is {dtype!r}; it must be one of {', '.join(DTYPES)}.")
         if quantize not in (None, "int8"):

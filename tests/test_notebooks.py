@@ -71,7 +71,7 @@ def test_parity(tmp_path: Path):
         "dia_jax float32, batch 1: ms a step",
         "dia_jax float32, batch 1: first sound of a stream, s",
         "dia_jax float32, batch 1: seconds of audio a second",
-        "transformers, batch 1: ms a step",
+        "transformers float32 beside dia_jax float32, batch 1: ms a step",
     ):
         assert re.match(r"\d", values[what]), what
     assert "over the limit" not in table
