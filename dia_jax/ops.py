@@ -153,6 +153,8 @@ def _attend_then_write(q: jax.Array, cache: KV, new: KV, start: jax.Array, *, wr
     # would update it in its fast memory and copy all of it back: a quarter more bytes at 16 clips.
     before = jnp.arange(cache.k.shape[2]) < start[:, None]
     out = attend(q, (cache, before[:, None]), (new, causal_mask(q.shape[1])))
+    # The write waits for the attention, for the same reason: otherwise it may hit the copy that attention reads.
+    out, new = jax.lax.optimization_barrier((out, new))
     return out, write(cache, new, start)
 
 
