@@ -109,9 +109,9 @@ def long_script(dia: Any, order: dict[str, Any]) -> dict[str, Any]:
 
 
 def idle(dia: Any, order: dict[str, Any]) -> dict[str, Any]:
-    from dia_jax import engine
+    from dia_jax import loop
 
-    run = engine.decode_chunk
+    run = loop.decode_chunk
     times: list[list[float]] = []  # when each call was dispatched, and when it ended
 
     def note_end(entry: list[float], progress: Any) -> None:
@@ -127,11 +127,11 @@ def idle(dia: Any, order: dict[str, Any]) -> dict[str, Any]:
         ).start()
         return state, progress
 
-    engine.decode_chunk = noted
+    loop.decode_chunk = noted
     try:
         make_list(dia, order)
     finally:
-        engine.decode_chunk = run
+        loop.decode_chunk = run
     time.sleep(0.2)
     # Calls run one after another: each begins when it was dispatched or when the one before ended.
     gaps = sum(max(0.0, after[0] - before[1]) for before, after in itertools.pairwise(times))
@@ -140,7 +140,7 @@ def idle(dia: Any, order: dict[str, Any]) -> dict[str, Any]:
 
 def late(dia: Any, order: dict[str, Any]) -> dict[str, Any]:
     """A stream alone, and one that comes while 15 clips run."""
-    from dia_jax import engine
+    from dia_jax import loop
 
     def first_chunk() -> float:
         began = time.perf_counter()
@@ -153,7 +153,7 @@ def late(dia: Any, order: dict[str, Any]) -> dict[str, Any]:
     alone = first_chunk()
     running = threading.Event()
     calls = [0]
-    run = engine.decode_chunk
+    run = loop.decode_chunk
 
     def counted(*args: Any) -> Any:
         calls[0] += 1
@@ -161,7 +161,7 @@ def late(dia: Any, order: dict[str, Any]) -> dict[str, Any]:
             running.set()
         return run(*args)
 
-    engine.decode_chunk = counted
+    loop.decode_chunk = counted
     texts = [scripts(20)[-1]] * 15
     thread = threading.Thread(
         target=lambda: dia.generate_codes(texts, **(options_of(order, 15) | {"batch_size": 16, "max_tokens": 400}))
@@ -172,7 +172,7 @@ def late(dia: Any, order: dict[str, Any]) -> dict[str, Any]:
     beside = first_chunk()
     made = calls[0] - before
     thread.join()
-    engine.decode_chunk = run
+    loop.decode_chunk = run
     return {"alone": alone, "beside": beside, "calls": made}
 
 

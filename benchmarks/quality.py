@@ -71,10 +71,11 @@ def run(config: DiaConfig, variant: str, inputs: dict[str, np.ndarray], *, sharp
 
 
 def teacher_forced(model: Any, text: jax.Array, grid: jax.Array) -> jax.Array:
-    """Both rows of one clip, the unconditional one with the script's mask, as when generating."""
-    mask = jnp.repeat(text != 0, 2, axis=0)
-    cross = model.decoder.cross_cache(model.encoder(jnp.concatenate([jnp.zeros_like(text), text]), mask))
-    hidden, _ = model.decoder(jnp.repeat(grid, 2, axis=0), jnp.zeros(2, jnp.int32), cross, mask)
+    """Both lanes of one clip, as when generating."""
+    mask = text != 0
+    cross = model.decoder.cross_cache(model.encoder(text, mask))
+    start = jnp.zeros(2, jnp.int32)
+    hidden, _ = model.decoder(jnp.repeat(grid, 2, axis=0), start, cross, mask, unconditional=model.unconditional())
     return model.decoder.logits(hidden)
 
 

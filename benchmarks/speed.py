@@ -2,7 +2,7 @@
 
     python benchmarks/speed.py                                   # what this machine's memory allows for
     python benchmarks/speed.py --reference CLONE                 # with nari-labs/dia too, in a clone that you name
-    python benchmarks/speed.py --variants float32 --batches 1 4
+    python benchmarks/speed.py --variants float32 --other-dtypes float32 --batches 1 4
     python benchmarks/speed.py --small                           # tiny sizes, to see that it runs
 
 A step is one row of the grid for every clip of the batch (two rows of guidance a clip). Its floor is the bytes that it
@@ -10,7 +10,8 @@ must read (decoder kernels, and all of both caches) over the bandwidth measured 
 1,008 frames: the reference's cache has 1,024 rows, ours begins with 512, that of transformers with none (on a GPU it is
 static). All draw from random weights (temperature 1.2, top-p 0.95, top-k 45).
 
-The contenders of a pair stand in memory together and take turns, round by round; ratios are medians of the rounds'. The
+Each of the others, in each dtype, stands in memory together with our first and our last variant, and they take turns,
+round by round; ratios are medians of the rounds'. The
 first two steps of each turn are not counted. A pair that ends is freed before the next one begins. Compiling is told
 apart. The reference runs with pydantic installed and without torchaudio, which it imports but does not need here.
 
@@ -38,7 +39,7 @@ from parity import configs, delayed
 
 from dia_jax import Codec, Dia, DiaConfig
 from dia_jax.checkpoint import dac_from_json, dia_from_json, dia_to_json
-from dia_jax.decode import FIRST_SIZE, decode_chunk, prefill, step_bytes, text_size
+from dia_jax.decode import FIRST_SIZE, decode_chunk, prefill, step_bytes, text_size, unconditional
 from dia_jax.slots import empty_state, insert
 from dia_jax.text import encode_text
 from dia_jax.untrained import random_params
@@ -84,7 +85,7 @@ class Transformers:
     """`transformers`, as its documentation says; on a GPU with its static cache."""
 
     def __init__(self, config: transformers.DiaConfig, dtype: str):
-        self.name = "transformers" + (", static cache" if DEVICE == "cuda" else "")
+        self.name = f"transformers {dtype}" + (", static cache" if DEVICE == "cuda" else "")
         self.model = reference_dia(config).to(TORCH_DTYPES[dtype])
         self.compile_seconds = 0.0
 
@@ -120,7 +121,7 @@ class Reference:
         from dia.config import DiaConfig as ReferenceConfig
         from dia.model import Dia as ReferenceDia
 
-        self.name = f"nari-labs/dia, {'compiled' if compiled else 'eager'}"
+        self.name = f"nari-labs/dia {dtype}, {'compiled' if compiled else 'eager'}"
         self.use_compile, self.compile_seconds = compiled, 0.0
         self.compiled: set[int] = set()
         flat = dia_to_json(dia_from_json(config.to_dict()))
@@ -170,6 +171,7 @@ class Ours:
             model.quantize()
             graphdef, params = nnx.split(model)
         self.dia = Dia(config, graphdef, params, codec=codec)
+        self.weights = graphdef, params, unconditional(graphdef, params)
         self.compile_seconds = 0.0
         self.compiled: set[int] = set()
 
@@ -181,12 +183,12 @@ class Ours:
         dtype = dia.params["decoder"]["embeddings"]["embedding"].dtype  # pyrefly: ignore
         state = empty_state(dia.config, slots=batch, cache=FIRST_SIZE, text=size, dtype=np.dtype(dtype))
         for slot, request in enumerate(requests):
-            prefilled = prefill(dia.graphdef, dia.params, dia.config, request, size=size)
+            prefilled = prefill(*self.weights, dia.config, request, size=size)
             state = insert(state, prefilled, request, slot, config=dia.config)
         return self.run(state, SETTLE)
 
     def run(self, state: Any, steps: int) -> Any:
-        return jax.block_until_ready(decode_chunk(self.dia.graphdef, self.dia.params, state, np.int32(steps)))[0]
+        return jax.block_until_ready(decode_chunk(*self.weights, state, np.int32(steps)))[0]
 
     def seconds_a_step(self, steps: int, batch: int) -> float:
         if batch not in self.compiled:
@@ -263,7 +265,14 @@ def main() -> None:
         nargs="+",
         choices=("float32", "bfloat16", "int8"),
         default=["bfloat16", "int8"] if on_gpu else ["float32", "bfloat16", "int8"],
-        help="ours; the first one meets the others in its own dtype",
+        help="ours; the first and the last one meet the others",
+    )
+    parser.add_argument(
+        "--other-dtypes",
+        nargs="+",
+        choices=TORCH_DTYPES,
+        default=["bfloat16"] if on_gpu else ["float32", "bfloat16"],
+        help="of the others",
     )
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 4, 16, 64] if on_gpu else [1, 4])
     parser.add_argument("--reference", type=Path, help="a clone of nari-labs/dia")
@@ -305,13 +314,19 @@ def main() -> None:
         contenders = [*mine, *([other] if other else [])]
         times = alternate(contenders, batch=batch, steps=options.steps, rounds=options.rounds)
         reads.append(bandwidth())
-        for contender, taken in zip(contenders[1:], times[1:], strict=True):
-            ratios = [b / a for a, b in zip(times[0], taken, strict=True)]
+        all_of_it = list(zip(contenders, times, strict=True))
+        matches = (
+            [(each, all_of_it[-1]) for each in all_of_it[:-1]]
+            if other
+            else [(all_of_it[0], each) for each in all_of_it[1:]]
+        )
+        for (ours, mine_took), (contender, taken) in matches:
+            ratios = [b / a for a, b in zip(mine_took, taken, strict=True)]
             pairs.append(
                 {
                     "batch": batch,
-                    "ours": contenders[0].name,
-                    "ours_ms": statistics.median(times[0]) * 1e3,
+                    "ours": ours.name,
+                    "ours_ms": statistics.median(mine_took) * 1e3,
                     "other": contender.name,
                     "other_ms": statistics.median(taken) * 1e3,
                     "other_compile_seconds": contender.compile_seconds,
@@ -324,28 +339,30 @@ def main() -> None:
             for ours, taken in zip(mine, times, strict=True):
                 report(ours, batch, taken, ours.first_audio() if batch == 1 else None)
 
-    first = options.variants[0]
-    dtype = "bfloat16" if first == "int8" else first
-    # Each of the others beside our first variant, one after another: memory does not hold them all.
-    leader = Ours(config, first, codec)
-    others: list[Callable[[], Any]] = [lambda: Transformers(reference_config, dtype)]
-    if options.reference:
-        for compiled in (False, True):
+    # Each of the others beside two of ours, one after another: memory does not hold them all.
+    leaders = [Ours(config, variant, codec) for variant in dict.fromkeys((options.variants[0], options.variants[-1]))]
+    others: list[Callable[[], Any]] = []
+    for dtype in options.other_dtypes:
+        others.append(lambda dtype=dtype: Transformers(reference_config, dtype))
+        for compiled in (False, True) if options.reference else ():
             others.append(
-                lambda compiled=compiled: Reference(options.reference, reference_config, dtype, compiled=compiled)
+                lambda dtype=dtype, compiled=compiled: Reference(
+                    options.reference, reference_config, dtype, compiled=compiled
+                )
             )
     for make in others:
         other = make()
         for batch in options.batches:
             try:
-                compare([leader], other, batch)
+                compare(leaders, other, batch)
             except (RuntimeError, torch.OutOfMemoryError, torch._dynamo.exc.TorchDynamoException) as error:
                 print(f"{other.name}, batch {batch}: not measured, {str(error).splitlines()[0]}", file=sys.stderr)
                 pairs.append({"batch": batch, "other": other.name, "failed": str(error).splitlines()[0]})
         del other
         free()
     # Our variants among themselves.
-    variants = [leader, *(Ours(config, variant, codec) for variant in options.variants[1:])]
+    between = [Ours(config, variant, codec) for variant in options.variants[1:-1]]
+    variants = [leaders[0], *between, *leaders[1:]]
     for batch in options.batches:
         compare(variants, None, batch)
         free()

@@ -1,8 +1,8 @@
 """What the TPU's own compiler makes of the full-size decode loop: memory, bytes a step, what is copied inside the loop.
 
     python -m venv .venv-tpu && .venv-tpu/bin/pip install . libtpu
-    .venv-tpu/bin/python benchmarks/tpu.py                              # four kinds of TPU, batch 1 and 16: ten minutes
-    .venv-tpu/bin/python benchmarks/tpu.py --targets v5e --batches 1
+    .venv-tpu/bin/python benchmarks/tpu.py                              # four kinds of TPU, `CASES`: 45 minutes
+    .venv-tpu/bin/python benchmarks/tpu.py --targets v5e --chips 1 --batches 1
 
 Needs no TPU: `libtpu` compiles for one on any Linux machine. It wants an environment of its own, since JAX would look
 for a TPU wherever it is installed.
@@ -12,8 +12,12 @@ And without staging there, for the bytes and the copies: the compiler's cost ana
 ahead of its use three times (read, written on the chip, read there), though it crosses the memory bus once. GB a step
 are those bytes and what is written back. The floor is what a step must read: the decoder's kernels and both caches.
 
-Exits with 1 if a program does not fit, moves more than 1.15 times the floor, copies a cache inside the loop or lays a
-weight out anew there. Writes benchmarks/results/tpu-compiled.json.
+Four chips share each clip (the axis "model" of `dia_jax.mesh`); bytes and floor are then those of one chip, and the
+collectives of a step are listed. Chips that decode clips of their own each run the program of one chip.
+
+Exits with 1 if a program does not fit, moves more than 1.15 times the floor (1.2 on four chips), copies a cache inside
+the loop, lays a weight out anew there, or needs more than three collectives a layer. Writes
+benchmarks/results/tpu-compiled.json.
 """
 
 import os
@@ -22,33 +26,47 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["TPU_SKIP_MDS_QUERY"] = "1"  # there is no TPU to ask
 
 import argparse
-import functools
 import itertools
-import json
 import math
 import re
 import time
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-import numpy as np
+from compiled import RESULTS, lower_decode, write_compiled
 from jax.experimental import topologies
-from jax.sharding import SingleDeviceSharding
 
 from dia_jax import DiaConfig
-from dia_jax.checkpoint import abstract_params
-from dia_jax.decode import decode_chunk, decoder_weights, step_bytes
-from dia_jax.slots import empty_state
+from dia_jax.decode import decoder_weights, step_bytes
 from dia_jax.untrained import SMALL_DIA
 
 TOPOLOGIES = {"v5e": "v5e:2x2", "v4": "v4:2x2x1", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2"}
 MEMORY_GB = {"v5e": 16, "v4": 32, "v5p": 95, "v6e": 32}
-BAR = 1.15
+CASES = [(1, 1, 3072, 128), (1, 16, 3072, 512), (1, 64, 512, 512), (4, 1, 3072, 128), (4, 16, 3072, 512)]
+"""Chips that share a clip, clips, positions of the caches, bytes of the scripts."""
+BARS = {1: 1.15, 4: 1.2}
+COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 BIG = 1_000_000
 ITEM_BYTES = {"bf16": 2, "f16": 2, "f32": 4, "s32": 4, "u32": 4, "s8": 1, "u8": 1, "pred": 1}
+
+
+def loop_body(hlo: str) -> list[str]:
+    bodies = re.findall(r"\n(%[^\n]*\{\n.*?\n\})", hlo, flags=re.DOTALL)
+    return max((b for b in bodies if " dynamic-update-slice(" in b), key=len).splitlines()
+
+
+def collectives_in_loop(hlo: str) -> dict[str, tuple[int, int]]:
+    """How often the chips exchange something in a step, by kind and shape, and the bytes of each exchange on a chip."""
+    found: dict[str, tuple[int, int]] = {}
+    for line in loop_body(hlo):
+        match = re.match(rf"\s+(?:ROOT )?%\S+ = (.*?) ({'|'.join(COLLECTIVES)})(-start)?\(", line)
+        if match:
+            arrays = re.findall(r"(\w+)\[([\d,]*)\]", match[1])
+            shape = max(arrays, key=lambda array: math.prod(int(n) for n in array[1].split(",") if n))
+            size = math.prod(int(n) for n in shape[1].split(",") if n) * ITEM_BYTES[shape[0]]
+            name = f"{match[2]} {shape[0]}[{shape[1]}]"
+            found[name] = (found.get(name, (0, 0))[0] + 1, size)
+    return found
 
 
 def copies_in_loop(hlo: str) -> list[tuple[str, tuple[int, ...], int]]:
@@ -56,10 +74,8 @@ def copies_in_loop(hlo: str) -> list[tuple[str, tuple[int, ...], int]]:
 
     Fetching into the on-chip memory, space S(1), is none of them.
     """
-    bodies = re.findall(r"\n(%[^\n]*\{\n.*?\n\})", hlo, flags=re.DOTALL)
-    body = max((b for b in bodies if " dynamic-update-slice(" in b), key=len)
     found = []
-    for line in body.splitlines():
+    for line in loop_body(hlo):
         # What a copy-start gives is a tuple whose first part is the target.
         match = re.match(
             r"\s+(?:ROOT )?%\S+ = \(?((\w+)\[([\d,]*)\]\S*).*? (copy|copy-start|transpose|reshape)\(", line
@@ -72,16 +88,13 @@ def copies_in_loop(hlo: str) -> list[tuple[str, tuple[int, ...], int]]:
     return found
 
 
-def examine(target: str, batch: int, quantize: Any, *, config: DiaConfig, rows: int, text_size: int) -> dict[str, Any]:
-    device = topologies.get_topology_desc(platform="tpu", topology_name=TOPOLOGIES[target]).devices[0]
-    make = functools.partial(jax.ShapeDtypeStruct, sharding=SingleDeviceSharding(device))
-    graphdef, params = abstract_params(config, "bfloat16", quantize)
-    params = jax.tree.map(lambda x: make(x.shape, x.dtype), params)
-    empty = functools.partial(
-        empty_state, config, slots=batch, cache=rows, text=text_size, dtype=np.dtype(jnp.bfloat16)
+def examine(
+    target: str, chips: int, batch: int, rows: int, text_size: int, quantize: Any, *, config: DiaConfig
+) -> dict[str, Any]:
+    devices = topologies.get_topology_desc(platform="tpu", topology_name=TOPOLOGIES[target]).devices[:chips]
+    lowered, params, state = lower_decode(
+        devices, config, batch=batch, rows=rows, text_size=text_size, dtype="bfloat16", quantize=quantize
     )
-    state = jax.tree.map(lambda x: make(x.shape, x.dtype), jax.eval_shape(empty))
-    lowered = decode_chunk.trace(graphdef, params, state, make((), jnp.int32)).lower()
     began = time.perf_counter()
     program = lowered.compile()
     seconds = time.perf_counter() - began
@@ -90,17 +103,21 @@ def examine(target: str, batch: int, quantize: Any, *, config: DiaConfig, rows: 
     floor = sum(step_bytes(params, state).values())
     memory: Any = program.memory_analysis()
     total = memory.argument_size_in_bytes + memory.temp_size_in_bytes
-    cache_size = math.prod(state.cache[0].k.shape)
+    cache_size = math.prod(state.cache[0].k.shape) // chips
     copies = copies_in_loop(unstaged.as_text())
-    weight_sizes = {math.prod(value.shape) for value in decoder_weights(params)}
+    weight_sizes = {math.prod(value.sharding.shard_shape(value.shape)) for value in decoder_weights(params)}
     cache_copies = [copy for copy in copies if math.prod(copy[1]) == cache_size]
     relayouts = [copy for copy in copies if math.prod(copy[1]) in weight_sizes]
     written_back = sum(size for _, _, size in copies_in_loop(program.as_text()))
     moved = unstaged.cost_analysis()["bytes accessed"] + written_back
-    in_place = memory.alias_size_in_bytes >= sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state.cache))
+    in_place = memory.alias_size_in_bytes >= step_bytes(params, state)["self cache"]
+    collectives = collectives_in_loop(program.as_text())
     return {
         "target": target,
+        "chips": chips,
         "batch": batch,
+        "rows": rows,
+        "text_size": text_size,
         "kernels": quantize or "bfloat16",
         "gb": total / 1e9,
         "temporary_gb": memory.temp_size_in_bytes / 1e9,
@@ -110,10 +127,12 @@ def examine(target: str, batch: int, quantize: Any, *, config: DiaConfig, rows: 
         "over_floor": moved / floor,
         "cache_copies": cache_copies,
         "relayouts": relayouts,
+        "collectives": collectives,
         "compile_s": seconds,
         "good": total < MEMORY_GB[target] * 1e9
-        and moved <= BAR * floor
+        and moved <= BARS[chips] * floor
         and in_place
+        and sum(count for count, _ in collectives.values()) <= 3 * config.decoder.num_layers + 3
         and not cache_copies
         and not relayouts,
     }
@@ -122,31 +141,29 @@ def examine(target: str, batch: int, quantize: Any, *, config: DiaConfig, rows: 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--targets", nargs="+", choices=TOPOLOGIES, default=list(TOPOLOGIES))
-    parser.add_argument("--batches", nargs="+", type=int, default=[1, 16])
+    parser.add_argument("--chips", nargs="+", type=int, default=[1, 4], help="that share each clip")
+    parser.add_argument("--batches", nargs="+", type=int, default=[1, 16, 64])
     parser.add_argument("--kernels", nargs="+", choices=("bfloat16", "int8"), default=["bfloat16", "int8"])
-    parser.add_argument("--rows", type=int, default=3072, help="of the self-attention's cache")
-    parser.add_argument("--text-size", type=int, default=128, help="of the script, padded")
     parser.add_argument("--small", action="store_true", help="tiny sizes, to see that it runs; no bar holds there")
-    parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results")
+    parser.add_argument("--results", type=Path, default=RESULTS)
     options = parser.parse_args()
     config = SMALL_DIA if options.small else DiaConfig()
     results = []
-    header = ("TPU", "batch", "kernels", "memory, GB", "temporary", "GB a step", "written back", "over floor")
-    print(f"| {' | '.join((*header, 'cache copies', 'relayouts'))} |\n|{'---|' * (len(header) + 2)}")
-    for target, batch, kernels in itertools.product(options.targets, options.batches, options.kernels):
-        quantize = "int8" if kernels == "int8" else None
-        r = examine(target, batch, quantize, config=config, rows=options.rows, text_size=options.text_size)
+    header = ["TPU", "chips", "batch", "rows", "text", "kernels", "memory, GB", "temporary", "GB a step"]
+    header += ["written back", "over floor", "cache copies", "relayouts", "collectives"]
+    print(f"| {' | '.join(header)} |\n|{'---|' * len(header)}")
+    cases = [case for case in CASES if case[0] in options.chips and case[1] in options.batches]
+    for target, case, kernels in itertools.product(options.targets, cases, options.kernels):
+        r = examine(target, *case, "int8" if kernels == "int8" else None, config=config)
         results.append(r)
-        cells = [target, batch, kernels, f"{r['gb']:.2f} of {MEMORY_GB[target]}", f"{r['temporary_gb']:.3f}"]
+        cells = [target, *case, kernels, f"{r['gb']:.2f} of {MEMORY_GB[target]}", f"{r['temporary_gb']:.3f}"]
         cells += [f"{r['gb_a_step']:.3f}", f"{r['of_it_written_back_gb']:.3f}", f"{r['over_floor']:.3f}"]
         cells += [len(r["cache_copies"]), len(r["relayouts"])]
+        cells.append(", ".join(f"{count} {name} ({size:,} bytes)" for name, (count, size) in r["collectives"].items()))
         print(f"| {' | '.join(map(str, cells))} |", flush=True)
-    versions = {name: version(name) for name in ("jax", "jaxlib", "libtpu", "flax")}
-    options.results.mkdir(exist_ok=True)
-    path = options.results / "tpu-compiled.json"
-    if len(results) == 16 or options.results != Path(__file__).parent / "results":
-        path.write_text(json.dumps({"versions": versions, "rows": options.rows, "results": results}, indent=2) + "\n")
-        print(f"written to {path}")
+    packages = ["jax", "jaxlib", "libtpu", "flax"]
+    complete = len(results) == 2 * len(TOPOLOGIES) * len(CASES)
+    write_compiled(options.results, "tpu-compiled", packages, {"results": results}, complete=complete)
     if not options.small and not all(r["good"] for r in results):
         raise SystemExit(1)
 

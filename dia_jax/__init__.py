@@ -6,9 +6,11 @@ from dia_jax.codec import Codec
 from dia_jax.config import ConfigError, DacConfig, DecoderConfig, DiaConfig, DiaError, EncoderConfig, SamplingSettings
 from dia_jax.dac import Dac
 from dia_jax.devices import AcceleratorWarning
-from dia_jax.engine import DecodeError, Engine
+from dia_jax.engine import Engine
 from dia_jax.hub import HubError
 from dia_jax.job import Job
+from dia_jax.loop import DecodeError
+from dia_jax.mesh import MeshError
 from dia_jax.model import DiaModel
 from dia_jax.pipeline import ClipErrors, Dia, Interrupted
 from dia_jax.requests import SettingError
@@ -37,6 +39,7 @@ __all__ = [
     "HubError",
     "Interrupted",
     "Job",
+    "MeshError",
     "SamplingSettings",
     "SettingError",
     "TextError",

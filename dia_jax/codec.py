@@ -43,6 +43,10 @@ class Codec:
     graphdef: nnx.GraphDef[Dac]
     params: nnx.State
 
+    def on(self, device: jax.Device) -> "Codec":
+        """The same codec on another device."""
+        return dataclasses.replace(self, params=jax.device_put(self.params, device))
+
     def decode(self, codes: np.ndarray) -> np.ndarray:
         """Decodes a recording; the samples are those of decoding it whole.
 

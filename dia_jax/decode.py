@@ -21,6 +21,7 @@ from flax import nnx
 
 from dia_jax.config import DiaConfig, SamplingSettings
 from dia_jax.delay import FREE, apply_delay, revert_delay
+from dia_jax.mesh import split_heads
 from dia_jax.model import DiaModel
 from dia_jax.ops import KV
 from dia_jax.sampling import sample
@@ -91,7 +92,8 @@ class DecodeState:
     Attributes:
         slots: of B clips.
         cache: self-attention keys and values of each layer, 2B lanes (unconditional, conditional).
-        cross: cross-attention keys and values of each layer, 2B lanes.
+        cross: cross-attention keys and values of each layer, B lanes; an unconditional lane needs none, see
+            `unconditional`.
     """
 
     slots: Slots
@@ -160,17 +162,19 @@ def decoder_weights(params: nnx.State) -> list[Any]:
 
 
 def step_bytes(params: nnx.State, state: DecodeState) -> dict[str, int]:
-    """The bytes that one step must read; their sum over the memory's bandwidth is the floor of its time.
+    """The bytes that one step must read on each device; their sum over the memory's bandwidth is the floor of its time.
 
     Args:
-        params, state: arrays, or shapes and dtypes.
+        params, state: arrays, or shapes and dtypes with or without shardings.
     """
     parts = {"weights": decoder_weights(params), "self cache": state.cache, "cross cache": state.cross}
     return {name: sum(map(_nbytes, jax.tree.leaves(part))) for name, part in parts.items()}
 
 
 def _nbytes(value: Any) -> int:
-    return math.prod(value.shape) * np.dtype(value.dtype).itemsize
+    where = getattr(value, "sharding", None)
+    shape = value.shape if where is None else where.shard_shape(value.shape)
+    return math.prod(shape) * np.dtype(value.dtype).itemsize
 
 
 # --- Starting a clip -------------------------------------------------------------------------------------------------
@@ -183,7 +187,7 @@ class Prefilled:
     Attributes:
         text_mask: bool [1, S], False where the script is padded.
         cache: self-attention keys and values of each layer, 2 lanes, as many positions as the prompt needs.
-        cross: cross-attention keys and values of each layer, 2 lanes.
+        cross: cross-attention keys and values of each layer, 1 lane.
     """
 
     text_mask: np.ndarray
@@ -191,15 +195,39 @@ class Prefilled:
     cross: list[KV]
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def unconditional(graphdef: nnx.GraphDef[DiaModel], params: nnx.State) -> list[jax.Array]:
+    """What the unconditional lanes have in place of cross-attention, float32 [D] for each layer; once a model."""
+    return nnx.merge(graphdef, params).unconditional()
+
+
 def prefill(
-    graphdef: nnx.GraphDef[DiaModel], params: nnx.State, config: DiaConfig, request: Request, *, size: int
+    graphdef: nnx.GraphDef[DiaModel],
+    params: nnx.State,
+    constants: list[jax.Array],
+    config: DiaConfig,
+    request: Request,
+    *,
+    size: int,
 ) -> Prefilled:
-    """Encodes the script of a request, padded to `size` bytes, and runs its voice prompt."""
+    """Encodes the script of a request, padded to `size` bytes, and runs its voice prompt.
+
+    Args:
+        graphdef, params, constants, config: the model, and what `unconditional` gives.
+        request: the clip.
+        size: see `text_size`.
+    """
     frames = len(request.prompt)
     text = np.zeros((1, size), np.int32)
     text[0, : len(request.text)] = request.text
     cache, cross = _prefill(
-        graphdef, params, cache_size(frames, config), text, first_grid(request, config)[None], np.int32(frames)
+        graphdef,
+        params,
+        constants,
+        cache_size(frames, config),
+        text,
+        first_grid(request, config)[None],
+        np.int32(frames),
     )
     return Prefilled(text != 0, cache, cross)
 
@@ -213,32 +241,32 @@ def first_grid(request: Request, config: DiaConfig) -> np.ndarray:
     )
 
 
-@functools.partial(jax.jit, static_argnums=(0, 2))
+@functools.partial(jax.jit, static_argnums=(0, 3))
 def _prefill(
     graphdef: nnx.GraphDef[DiaModel],
     params: nnx.State,
+    constants: list[jax.Array],
     size: int,
     text: jax.Array,
     grid: jax.Array,
     prompt_frames: jax.Array,
 ) -> tuple[list[KV], list[KV]]:
     model = nnx.merge(graphdef, params)
-    mask = _two_lanes(text != 0)
-    script = jnp.concatenate([jnp.zeros_like(text), text])
-    cross = model.decoder.cross_cache(model.encoder(script, mask))
+    mask = text != 0
+    cross = model.decoder.cross_cache(model.encoder(text, mask))
     cache = model.decoder.empty_cache(2, size)
     if size == 0:
-        return cache, cross
+        return split_heads((cache, cross))
 
     def run(i: jax.Array, cache: list[KV]) -> list[KV]:
         start = i * PREFILL_SIZE
         tokens = jax.lax.dynamic_slice_in_dim(grid, start, PREFILL_SIZE, axis=1)
         # Positions after the prompt are run too, on nonsense; the loop writes them again before it reads them.
         tokens = _two_lanes(jnp.maximum(tokens, 0))
-        return model.decoder(tokens, jnp.full(2, start, jnp.int32), cross, mask, cache)[1]
+        return model.decoder(tokens, jnp.full(2, start, jnp.int32), cross, mask, cache, unconditional=constants)[1]
 
     # The prompt's last position is the loop's first input, so positions 0 .. P - 1 are run here.
-    return jax.lax.fori_loop(0, -(-prompt_frames // PREFILL_SIZE), run, cache), cross
+    return split_heads((jax.lax.fori_loop(0, -(-prompt_frames // PREFILL_SIZE), run, cache), cross))
 
 
 def _two_lanes(x: jax.Array) -> jax.Array:
@@ -251,12 +279,17 @@ def _two_lanes(x: jax.Array) -> jax.Array:
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnames="state")
 def decode_chunk(
-    graphdef: nnx.GraphDef[DiaModel], params: nnx.State, state: DecodeState, max_steps: int | jax.Array
+    graphdef: nnx.GraphDef[DiaModel],
+    params: nnx.State,
+    constants: list[jax.Array],
+    state: DecodeState,
+    max_steps: int | jax.Array,
 ) -> tuple[DecodeState, Progress]:
     """Runs up to `max_steps` steps of every clip that is not done, or fewer if all are done before.
 
     Args:
         graphdef, params: the model, split.
+        constants: from `unconditional`.
         state: donated. Its caches must hold position + max_steps positions for every clip that is not done.
         max_steps: at most `steps_per_call`.
     """
@@ -268,22 +301,22 @@ def decode_chunk(
 
     def step(carry: tuple[jax.Array, DecodeState]) -> tuple[jax.Array, DecodeState]:
         steps, state = carry
-        return steps + 1, _step(model, state)
+        return steps + 1, _step(model, constants, state)
 
     state = jax.lax.while_loop(unfinished, step, (jnp.int32(0), state))[1]
     slots, window = state.slots, steps_per_call(model.config)
     starts = jnp.maximum(slots.position + 1 - window, 0)
     tokens = jax.vmap(lambda grid, start: jax.lax.dynamic_slice_in_dim(grid, start, window))(slots.grid, starts)
     numbers = jnp.stack([slots.position, slots.end, slots.done.astype(jnp.int32), slots.failed.astype(jnp.int32)])
-    return state, Progress(numbers, tokens)
+    return split_heads(state), Progress(numbers, tokens)
 
 
-def _step(model: DiaModel, state: DecodeState) -> DecodeState:
+def _step(model: DiaModel, constants: list[jax.Array], state: DecodeState) -> DecodeState:
     config, slots = model.config, state.slots
     clips = jnp.arange(len(slots.position))
     tokens = _two_lanes(slots.grid[clips, slots.position][:, None])  # [2B, 1, C]
     hidden, cache = model.decoder(
-        tokens, _two_lanes(slots.position), state.cross, _two_lanes(slots.text_mask), state.cache
+        tokens, _two_lanes(slots.position), state.cross, slots.text_mask, state.cache, unconditional=constants
     )
     logits = model.decoder.logits(hidden)[:, 0].reshape(-1, 2, config.decoder.num_channels, config.decoder.vocab_size)
 

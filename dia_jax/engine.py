@@ -1,129 +1,59 @@
-"""The host's half of decoding: which clip is decoded when. The only loop over calls of the device in this package.
+"""Who decodes what: one queue of jobs for all devices.
 
-Knows `decode.py`, the codec and threads; knows no text, files or arguments of callers. Requests come in from any
-thread, and each gets a `Job`. One thread owns the batches on the device; a second one turns codes into samples beside
-it. Both end when nothing is left to do, and what was on the device is freed.
+Knows loops and jobs; knows no text, files or arguments of callers. Requests come in from any thread, and each gets a
+`Job`. Each device, or each group of devices that share a clip, has a `Loop` of its own, which takes jobs from the queue
+when it has free slots.
 
-A turn of the loop:
-    1. drop what was cancelled, and put waiting requests into free slots;
-    2. dispatch the next call of every batch;
-    3. read what the call before made, while this one runs, and hand it to the jobs.
+Loops of their own rather than one program over a data axis: no device waits for another one's longest clip, script or
+prompt, and a batch can grow or shrink by itself. The price is one compilation for each device; these run at the same
+time. benchmarks/README.md has the comparison.
 """
 
-import collections
-import contextlib
-import dataclasses
+import concurrent.futures
 import itertools
-import time
+import threading
 from collections.abc import Sequence
-from typing import Any
 
-import numpy as np
 from flax import nnx
+from jax.sharding import Mesh
 
-from dia_jax.codec import BATCH, WINDOW, Codec
-from dia_jax.config import DiaConfig, DiaError
+from dia_jax.codec import Codec
+from dia_jax.config import DiaConfig
 from dia_jax.dac import decoder_context
-from dia_jax.decode import (
-    FIRST_SIZE,
-    DecodeState,
-    Prefilled,
-    Progress,
-    Request,
-    bucket,
-    cache_size,
-    decode_chunk,
-    decoder_weights,
-    last_position,
-    prefill,
-    steps_per_call,
-    text_size,
-)
+from dia_jax.decode import Request
 from dia_jax.job import Job
-from dia_jax.slots import empty_state, insert, release, resize
-from dia_jax.worker import Worker
-
-CALL_SECONDS = 1.0
-"""How long a call lasts at most, on machines so slow that `steps_per_call` steps would take longer."""
-
-
-class DecodeError(DiaError):
-    """A clip that the model cannot make; the message says why."""
-
-
-@dataclasses.dataclass
-class _Batch:
-    """Clips that are decoded together.
-
-    Attributes:
-        state: on the device.
-        jobs: what each slot holds; None where it is free.
-        seconds: what a step took; 0 before one was seen.
-    """
-
-    state: DecodeState
-    jobs: list[Job | None]
-    seconds: float = 0.0
-
-    @property
-    def live(self) -> list[Job]:
-        return [job for job in self.jobs if job is not None]
-
-    @property
-    def cache(self) -> int:
-        return self.state.cache[0].k.shape[2]
-
-    @property
-    def text(self) -> int:
-        return self.state.cross[0].k.shape[2]
-
-
-@dataclasses.dataclass(frozen=True)
-class _Call:
-    """A call of the loop that was dispatched: what its slots held, and where its results will be."""
-
-    batch: _Batch
-    jobs: list[Job | None]
-    progress: Progress
-    steps: int
-    dispatched: float
+from dia_jax.loop import Loop
+from dia_jax.mesh import groups, params_of_group
 
 
 class Engine:
-    """Decodes any number of clips, together as far as they fit. Safe to call from several threads.
-
-    Clips are in one batch as long as padding their scripts to one size costs less than a batch more, see `_place`; the
-    calls of several batches take turns.
+    """Decodes any number of clips on the devices of a mesh. Safe to call from several threads.
 
     Args:
-        graphdef, params, config: the model.
+        graphdef, params, config: the model, placed as `mesh.shardings` says.
+        mesh: from `mesh.decode_mesh`.
         codec: turns codes into samples; None for codes alone.
     """
 
-    def __init__(self, graphdef: nnx.GraphDef, params: nnx.State, config: DiaConfig, *, codec: Codec | None = None):
-        self._model, self._config, self._codec = (graphdef, params), config, codec
+    def __init__(
+        self, graphdef: nnx.GraphDef, params: nnx.State, config: DiaConfig, *, mesh: Mesh, codec: Codec | None = None
+    ):
+        self._config = config
         self._context = decoder_context(codec.config) if codec else None
-        dec = config.decoder
-        embeddings: Any = params["decoder"]["embeddings"]["embedding"]
-        self._dtype = np.dtype(embeddings.dtype)
-        self._weight_bytes = sum(w.size * w.dtype.itemsize for w in decoder_weights(params))
-        # Keys and values of two lanes.
-        self._bytes_of_text = 4 * dec.num_layers * dec.cross_num_kv_heads * dec.cross_head_dim * self._dtype.itemsize
-        self._cache_sizes, self._text_sizes = cache_sizes(config), text_sizes(config)
-        self._incoming: collections.deque[Job] = collections.deque()
+        self._lock = threading.Lock()
         self._waiting: list[Job] = []
-        self._admitted: list[Job] = []  # of this turn
-        self._batches: list[_Batch] = []
-        self._calls: list[_Call] = []
-        self._collected = 0.0
-        self._prefilled: tuple[tuple[bytes, bytes, int], Prefilled] | None = None
-        # Parts of streams are made before those of whole clips.
-        self._cuts: tuple[collections.deque[tuple[Job, int, int, bool]], ...] = (
-            collections.deque(),
-            collections.deque(),
-        )
-        self._loop = Worker("dia_jax loop", self._turn)
-        self._sound = Worker("dia_jax codec", self._make_sound)
+        self.loops = [
+            Loop(
+                graphdef,
+                params_of_group(params, group),
+                config,
+                codec=codec and (codec.on(group.devices.flat[0]) if len(groups(mesh)) > 1 else codec),
+                mesh=group,
+                take=self._take,
+            )
+            for group in groups(mesh)
+        ]
+        self._held: dict[Loop, Sequence[Job]] = {loop: [] for loop in self.loops}
 
     def submit(self, request: Request, *, sound: bool, batch_size: int = 8) -> Job:
         """Asks for a whole clip.
@@ -131,7 +61,7 @@ class Engine:
         Args:
             request: a checked one.
             sound: whether samples are wanted; otherwise codes.
-            batch_size: clips that may be decoded at the same time, those of other callers included. Of all requests
+            batch_size: clips that a loop may decode at the same time, those of other callers included. Of all requests
                 that wait or run, the largest number counts.
         """
         return self._start(Job(request, self._config, batch_size=batch_size, is_stream=False, context=self._of(sound)))
@@ -149,282 +79,38 @@ class Engine:
         job.chunk_sizes = (min(first_frames << min(i, 32), max_frames) for i in itertools.count())
         return self._start(job)
 
+    def compile(self, request: Request, *, batch_size: int) -> None:
+        """Compiles, and keeps, every program that up to `batch_size` clips like this one can need on each device."""
+        with concurrent.futures.ThreadPoolExecutor(len(self.loops)) as pool:
+            for done in [pool.submit(loop.compile, request, batch_size) for loop in self.loops]:
+                done.result()
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing is left to do."""
+        return all(loop.is_idle for loop in self.loops)
+
     def _of(self, sound: bool) -> int | None:
         if sound and self._context is None:
             raise ValueError("Samples need a codec, and this engine has none.")
         return self._context if sound else None
 
     def _start(self, job: Job) -> Job:
-        self._incoming.append(job)
-        self._loop.wake()
+        with self._lock:
+            self._waiting.append(job)
+        for loop in self.loops:
+            loop.wake()
         return job
 
-    # --- The loop ----------------------------------------------------------------------------------------------------
-
-    def _turn(self) -> bool:
-        """One turn; False if there is nothing left to do."""
-        before, self._calls = self._calls, []
-        try:
-            self._release_cancelled()
-            self._admit()
-            for batch in self._batches:
-                self._dispatch(batch)
-            for call in before:
-                self._collect(call)
-        except Exception as error:
-            self._recover(before, error)
-        busy = bool(self._incoming or self._waiting or self._batches or self._calls)
-        if not busy:
-            self._prefilled, self._admitted = None, []
-        return busy
-
-    def _release_cancelled(self) -> None:
-        for batch in self._batches:
-            for slot, job in enumerate(batch.jobs):
-                if job is not None and job.done():
-                    batch.jobs[slot] = None
-                    batch.state = release(batch.state, slot)
-
-    def _admit(self) -> None:
-        """Gives free slots to waiting jobs, streams first, and fits the sizes of the batches to what they hold."""
-        while self._incoming:
-            self._waiting.append(self._incoming.popleft())
-        self._waiting = [job for job in self._waiting if not job.done()]
-        self._waiting.sort(key=lambda job: not job.is_stream)
-        live = [job for batch in self._batches for job in batch.live]
-        capacity = max((job.batch_size for job in (*live, *self._waiting)), default=0)
-        count = max(capacity - len(live), 0)
-        self._admitted, self._waiting = self._waiting[:count], self._waiting[count:]
-        groups = [batch.live for batch in self._batches]
-        for job in self._admitted:
-            self._place(job, groups, capacity)
-        for i, jobs in enumerate(groups):
-            if i == len(self._batches):
-                self._batches.append(self._new_batch(jobs, capacity))
-            if jobs:
-                self._fit(self._batches[i], jobs, capacity)
-                for job in jobs:
-                    if job not in self._batches[i].jobs:
-                        self._insert(self._batches[i], job)
-        self._batches = [batch for batch in self._batches if batch.live]
-
-    def _place(self, job: Job, groups: list[list[Job]], capacity: int) -> None:
-        """Adds a job to the group that becomes one batch with it, or starts a group.
-
-        A job takes a slot that is computed anyway, or joins where padding all scripts to one size costs fewer bytes a
-        step than half of the weights: a batch of its own would read all of them once more.
-        """
-        own = self._text_size(job)
-        best, least = None, 0
-        for jobs in groups:
-            before = max(map(self._text_size, jobs), default=0)
-            size = max(own, before)
-            padding = sum(size - self._text_size(each) for each in (*jobs, job))
-            is_free = own == before or (own < before and len(jobs) < bucket(len(jobs), 1, capacity))
-            is_cheap = 2 * padding * self._bytes_of_text <= self._weight_bytes
-            if jobs and (is_free or is_cheap) and (best is None or padding < least):
-                best, least = jobs, padding
-        if best is None:
-            groups.append([job])
-        else:
-            best.append(job)
-
-    def _text_size(self, job: Job) -> int:
-        return text_size(len(job.request.text), self._config)
-
-    def _sizes(self, jobs: Sequence[Job], capacity: int) -> tuple[int, int, int, int]:
-        """What a batch of these jobs needs: slots, the shortest and the longest useful cache, and the scripts' size.
-
-        The caches are as long as the furthest clip needs, so what a clip costs, and in 16 bits how its sums are
-        rounded, depends on its neighbours. They shrink when half their length would do for twice what is needed.
-        """
-        need = max(job.planned for job in jobs) + steps_per_call(self._config)
-        first = min(FIRST_SIZE, max(job.last_position for job in jobs) + 1)
-        shortest, longest = (cache_size(max(each, first), self._config) for each in (need, 2 * need))
-        # More clips than the capacity run where the caller who asked for the larger one has all of its clips.
-        slots = bucket(len(jobs), 1, capacity if len(jobs) <= capacity else 1 << 30)
-        return slots, shortest, longest, max(map(self._text_size, jobs))
-
-    def _new_batch(self, jobs: Sequence[Job], capacity: int) -> _Batch:
-        slots, cache, _, text = self._sizes(jobs, capacity)
-        state = empty_state(self._config, slots=slots, cache=cache, text=text, dtype=self._dtype)
-        return _Batch(state, [None] * slots)
-
-    def _fit(self, batch: _Batch, jobs: Sequence[Job], capacity: int) -> None:
-        """Gives a batch the sizes that these jobs need, through all sizes between: so few programs do."""
-        slots, shortest, longest, text = self._sizes(jobs, capacity)
-        if slots < len(batch.jobs):  # first, so that less has to be moved
-            self._move(batch, slots, capacity)
-        cache = min(max(batch.cache, shortest), longest)
-        for size in _path(batch.cache, cache, self._cache_sizes):
-            batch.state = resize(batch.state, cache=size)
-        for size in _path(batch.text, text, self._text_sizes):
-            batch.state = resize(batch.state, text=size)
-        if slots > len(batch.jobs):
-            self._move(batch, slots, capacity)
-
-    def _move(self, batch: _Batch, slots: int, capacity: int) -> None:
-        for size in _path(len(batch.jobs), slots, slot_sizes(capacity)):
-            kept = [slot for slot, job in enumerate(batch.jobs) if job is not None or size > len(batch.jobs)]
-            kept += [-1] * (size - len(kept))
-            batch.state = resize(batch.state, kept)
-            batch.jobs = [batch.jobs[slot] if slot >= 0 else None for slot in kept]
-
-    def _insert(self, batch: _Batch, job: Job) -> None:
-        slot = batch.jobs.index(None)
-        request = job.request
-        key = (request.text.tobytes(), request.prompt.tobytes(), batch.text)
-        try:
-            if self._prefilled is None or self._prefilled[0] != key:
-                self._prefilled = None  # freed before the next one is made
-                self._prefilled = key, prefill(*self._model, self._config, request, size=batch.text)
-        except Exception as error:  # touches nothing of those that run
-            job.fail(error)
-            return
-        batch.state = insert(batch.state, self._prefilled[1], request, slot, config=self._config)
-        batch.jobs[slot] = job
-
-    def _dispatch(self, batch: _Batch) -> None:
-        steps = steps_per_call(self._config)
-        if batch.seconds * steps > CALL_SECONDS:
-            steps = max(int(CALL_SECONDS / batch.seconds), 1)
-        batch.state, progress = decode_chunk(*self._model, batch.state, np.int32(steps))
-        progress.numbers.copy_to_host_async()
-        progress.tokens.copy_to_host_async()
-        self._calls.append(_Call(batch, list(batch.jobs), progress, steps, time.perf_counter()))
-        for job in batch.live:
-            job.planned += steps
-        self._vacate(batch)
-
-    def _vacate(self, batch: _Batch) -> None:
-        """Frees the slots of clips that the calls dispatched so far finish."""
-        batch.jobs = [
-            None if job is not None and (job.is_closed or job.planned >= job.last_position) else job
-            for job in batch.jobs
-        ]
-
-    def _collect(self, call: _Call) -> None:
-        """Waits for a call, and hands what it made to its jobs."""
-        numbers, tokens = np.asarray(call.progress.numbers), np.asarray(call.progress.tokens)
-        now = time.perf_counter()
-        call.batch.seconds = (now - max(call.dispatched, self._collected)) / call.steps
-        self._collected = now
-        for slot, job in enumerate(call.jobs):
-            if job is None or job.done() or job.is_closed:
-                continue
-            position, end, _, failed = map(int, numbers[:, slot])
-            if failed:
-                job.fail(
-                    DecodeError(
-                        f"The logits are not finite after {len(job.codes)} frames, computed in {self._dtype}; "
-                        "float16 overflows where bfloat16 and float32 do not, so load the model with one of these."
-                    )
-                )
-                continue
-            job.read(position, end, tokens[slot])
-            if job.wants_sound:
-                self._cuts[not job.is_stream].extend((job, *cut) for cut in job.cuts())
-                self._sound.wake()
-            else:
-                job.give_codes()
-        self._vacate(call.batch)
-
-    def _recover(self, before: list[_Call], error: Exception) -> None:
-        """After a call that failed, whose donated arrays are gone: what ran has failed, and the rest waits on."""
-        for call in before:
-            with contextlib.suppress(Exception):  # it may have ended well
-                self._collect(call)
-        jobs = [*self._admitted, *(job for call in (*before, *self._calls) for job in call.jobs)]
-        jobs += [job for batch in self._batches for job in batch.jobs]
-        self._batches, self._calls, self._prefilled = [], [], None
-        for job in jobs:
-            if job is not None and not job.is_closed:
-                job.fail(error)
-
-    # --- Sound -------------------------------------------------------------------------------------------------------
-
-    def _make_sound(self) -> bool:
-        """Decodes the parts that are ready, several in a call; False if there are none."""
-        cuts: list[tuple[Job, int, int, bool]] = []
-        for ready in self._cuts:
-            while ready and len(cuts) < BATCH:
-                cuts.append(ready.popleft())
-        if not cuts:
-            return False
-        cuts = [cut for cut in cuts if not cut[0].done()]
-        windows = [
-            [(job.codes, begin, min(begin + WINDOW, stop)) for begin in range(start, stop, WINDOW)]
-            for job, start, stop, _ in cuts
-        ]
-        assert self._codec is not None
-        try:
-            samples = iter(self._codec.decode_windows(list(itertools.chain(*windows))))
-        except Exception as error:
-            for job, *_ in cuts:
-                job.fail(error)
-            return True
-        for (job, _, _, is_last), parts in zip(cuts, windows, strict=True):
-            job.give(np.concatenate([np.zeros(0, np.float32), *(next(samples) for _ in parts)]), is_last=is_last)
-        return True
-
-    # --- Compiling ---------------------------------------------------------------------------------------------------
-
-    def compile(self, request: Request, *, batch_size: int) -> int:
-        """Compiles, and keeps, every program that up to `batch_size` clips like this one can need.
-
-        For each number of slots in `slot_sizes(batch_size)` and each cache in `cache_sizes` up to the clip's end: the
-        decode call, `insert`, `release` and `resize` to the next sizes. For the clip: its prefill. For the codec: each
-        window size, alone and in a batch. Scripts of another size, see `text_sizes`, need a call of their own.
-
-        Returns:
-            the number of programs of `decode_chunk` among them.
-        """
-        text = text_size(len(request.text), self._config)
-        last = last_position(1 + len(request.prompt) + request.max_frames, self._config) + 1
-        caches = [size for size in self._cache_sizes if size <= cache_size(last, self._config)]
-        slots = slot_sizes(batch_size)
-        prefilled = prefill(*self._model, self._config, request, size=text)
-        for cache, count in itertools.product(caches, slots):
-
-            def state(count: int = count, cache: int = cache) -> DecodeState:
-                return empty_state(self._config, slots=count, cache=cache, text=text, dtype=self._dtype)
-
-            if cache >= cache_size(len(request.prompt), self._config):
-                insert(state(), prefilled, request, 0, config=self._config)
-            release(decode_chunk(*self._model, state(), np.int32(0))[0], 0)
-            for size in _next_to(count, slots):
-                resize(state(), [*range(count), *[-1] * size][:size])
-            for size in _next_to(cache, caches):
-                resize(state(), cache=size)
-            for size in _next_to(text, self._text_sizes):
-                resize(state(), text=size)
-        if self._codec is not None:
-            self._codec.compile(encoder=len(request.prompt) > 0)
-        return len(caches) * len(slots)
-
-
-def slot_sizes(capacity: int) -> list[int]:
-    """The numbers of slots that batches of up to `capacity` clips have: powers of two, and `capacity` itself."""
-    return [*itertools.takewhile(lambda size: size < capacity, (1 << i for i in itertools.count())), capacity]
-
-
-def cache_sizes(config: DiaConfig) -> list[int]:
-    """The lengths that caches have."""
-    return sorted({cache_size(positions, config) for positions in range(1, config.decoder.max_length + 1)})
-
-
-def text_sizes(config: DiaConfig) -> list[int]:
-    """The sizes that scripts are padded to."""
-    return sorted({text_size(length, config) for length in range(1, config.encoder.max_length + 1)})
-
-
-def _next_to(size: int, sizes: list[int]) -> list[int]:
-    i = sizes.index(size)
-    return [*sizes[max(i - 1, 0) : i], *sizes[i + 1 : i + 2]]
-
-
-def _path(start: int, stop: int, sizes: list[int]) -> list[int]:
-    """From one size to another through all that lie between."""
-    if start < stop:
-        return [size for size in sizes if start < size < stop] + [stop]
-    return [size for size in reversed(sizes) if stop < size < start] + ([stop] if stop < start else [])
+    def _take(self, loop: Loop, live: Sequence[Job]) -> tuple[list[Job], int]:
+        """Gives a loop its share of what waits: as many clips in all as every other loop has, streams first."""
+        with self._lock:
+            self._held[loop] = live
+            self._waiting = sorted((job for job in self._waiting if not job.done()), key=lambda job: not job.is_stream)
+            known = [*itertools.chain(*self._held.values()), *self._waiting]
+            capacity = max((job.batch_size for job in known), default=0)
+            share = -(-len(known) // len(self.loops))
+            count = max(min(capacity, share) - len(live), 0)
+            taken, self._waiting = self._waiting[:count], self._waiting[count:]
+            self._held[loop] = [*live, *taken]
+            return taken, capacity

@@ -24,6 +24,7 @@ from flax import nnx
 
 from dia_jax.compat import ModuleList
 from dia_jax.config import DecoderConfig, DiaConfig, EncoderConfig
+from dia_jax.mesh import replicate
 from dia_jax.ops import KV, apply_rope, attend, attend_with_cache, causal_mask, product, quantize_kernel, rope_angles
 
 Quantize = Literal["int8"]
@@ -150,7 +151,7 @@ class Encoder(nnx.Module):
 
     def __call__(self, text: jax.Array, text_mask: jax.Array) -> jax.Array:
         """int [R, S] and bool [R, S] (False where padded) -> float32 [R, S, D]."""
-        x = self.embed(text)
+        x = replicate(self.embed(text))
         angles = rope_angles(jnp.arange(text.shape[1])[None], self.config.head_dim, self.config.rope_theta)
         for layer in self.layers:
             x = layer(x, angles, text_mask[:, None, :])
@@ -186,11 +187,17 @@ class DecoderLayer(nnx.Module):
         cross: tuple[KV, jax.Array],
         cache: KV | None,
         start: jax.Array,
+        unconditional: jax.Array | None = None,
     ) -> tuple[jax.Array, KV]:
         """See `Decoder.__call__`; `cross` holds the layer's keys and values with their mask."""
         out, kv = self.attend_self(x, angles, cache, start)
         x = x + out
-        x = x + self.cross_attention.o_proj(attend(self.cross_queries(x, cross_angles), cross))
+        if unconditional is None:
+            x = x + self.attend_cross(x, cross_angles, cross)
+        else:
+            out = self.attend_cross(x[1::2], cross_angles, cross)
+            both = jnp.stack([jnp.broadcast_to(unconditional, out.shape), out], axis=1)
+            x = x + both.reshape(x.shape)
         return x + self.mlp(self.pre_mlp_norm(x)), kv
 
     def attend_self(self, x: jax.Array, angles: Angles, cache: KV | None, start: jax.Array) -> tuple[jax.Array, KV]:
@@ -203,6 +210,10 @@ class DecoderLayer(nnx.Module):
         else:
             out, kv = attend_with_cache(q, cache, kv, start)
         return attention.o_proj(out), kv
+
+    def attend_cross(self, x: jax.Array, angles: Angles | None, cross: tuple[KV, jax.Array]) -> jax.Array:
+        """Cross-attention, float32 [R, T, D] in and out."""
+        return self.cross_attention.o_proj(attend(self.cross_queries(x, angles), cross))
 
     def cross_queries(self, x: jax.Array, angles: Angles | None) -> jax.Array:
         """Cross-attention queries, float32 [R, T, N, H], from the stream after self-attention."""
@@ -232,6 +243,19 @@ class Decoder(nnx.Module):
         angles = self.cross_angles(jnp.arange(encoded.shape[1])[None])
         return [layer.cross_attention.keys_values(encoded, angles) for layer in self.layers]
 
+    def without_script(self, encoded: jax.Array) -> list[jax.Array]:
+        """What the cross-attention of each layer adds to a lane whose script is empty, float32 [D].
+
+        An empty script is zeros, so the encoder gives the same vector at every position, and these have the same
+        values. A weighted mean of equal values is that value, whatever the query and with RoPE or without.
+
+        Args:
+            encoded: float32 [1, 1, D], the encoder's output for a single zero.
+        """
+        any_query, sees_it = jnp.zeros((1, 1, self.config.hidden_size)), jnp.ones((1, 1, 1), bool)
+        pairs = zip(self.layers, self.cross_cache(encoded), strict=True)
+        return [layer.attend_cross(any_query, None, (kv, sees_it))[0, 0] for layer, kv in pairs]
+
     def empty_cache(self, lanes: int, length: int) -> list[KV]:
         """Self-attention caches of zeros, one for each layer, with room for `length` positions."""
         dec = self.config
@@ -245,6 +269,8 @@ class Decoder(nnx.Module):
         cross: list[KV],
         text_mask: jax.Array,
         cache: list[KV] | None = None,
+        *,
+        unconditional: list[jax.Array] | None = None,
     ) -> tuple[jax.Array, list[KV]]:
         """Runs positions start[r] .. start[r] + T - 1 of the grid.
 
@@ -255,18 +281,22 @@ class Decoder(nnx.Module):
             text_mask: bool [R, S_text], False where the script is padded.
             cache: keys and values of the positions before, [R, K, S, H] for each layer, S >= start + T; without it the
                 call attends to its own positions alone.
+            unconditional: from `without_script`, if every other lane, beginning with the first, has an empty script;
+                `cross` and `text_mask` then hold the rest of the lanes, R / 2.
 
         Returns:
             float32 [R, T, D], normed, ready for `logits`; and the caches with the new positions written in.
         """
         positions = start[:, None] + jnp.arange(tokens.shape[1])  # [R, T]
-        x = self.embed(tokens)
+        # Without this, XLA would split the residual stream, and gather it before each product.
+        x = replicate(self.embed(tokens))
         angles = rope_angles(positions, self.config.head_dim, self.config.rope_theta)
-        cross_angles = self.cross_angles(positions)
+        cross_angles = self.cross_angles(positions if unconditional is None else positions[1::2])
         new_cache = []
         for i, layer in enumerate(self.layers):
             before = None if cache is None else cache[i]
-            x, kv = layer(x, angles, cross_angles, (cross[i], text_mask[:, None]), before, start)
+            constant = None if unconditional is None else unconditional[i]
+            x, kv = layer(x, angles, cross_angles, (cross[i], text_mask[:, None]), before, start, constant)
             new_cache.append(kv)
         return self.norm(x), new_cache
 
@@ -302,6 +332,10 @@ class DiaModel(nnx.Module):
         for _, module in nnx.iter_graph(self):
             if isinstance(module, Linear):
                 module.quantize()
+
+    def unconditional(self) -> list[jax.Array]:
+        """`Decoder.without_script` for this model; a constant of its weights."""
+        return self.decoder.without_script(self.encoder(jnp.zeros((1, 1), jnp.int32), jnp.ones((1, 1), bool)))
 
     def __call__(self, text: jax.Array, tokens: jax.Array) -> jax.Array:
         """Teacher-forced logits.

@@ -229,6 +229,9 @@ def _product_on_cpu(x: jax.Array, weight: jax.Array) -> jax.Array:
     a half times as long in float32 and a quarter longer in int8. In 16 bits it is the other way round. With many inputs
     the transpose afterwards costs more than this saves: the gradients of a small model take a sixth longer.
     """
+    if jnp.dtype(x.dtype).itemsize == 2 and len(x) == 1:
+        # The library that multiplies 16-bit numbers takes two rows or more; XLA's own loop takes ten times as long.
+        return _product(jnp.concatenate([x, x]), weight)[:1]
     if jnp.dtype(x.dtype).itemsize == 2 or (x.dtype == jnp.float32 and len(x) >= MANY_ROWS):
         return _product(x, weight)
     out = _dot(weight, x, jnp.int32 if x.dtype == jnp.int8 else jnp.float32)

@@ -15,6 +15,7 @@ import numpy as np
 
 from dia_jax.config import DiaConfig, SamplingSettings
 from dia_jax.decode import NOT_ENDED, DecodeState, Prefilled, Request, Slots, first_grid, grid_length
+from dia_jax.mesh import split_heads
 from dia_jax.ops import KV
 
 
@@ -31,12 +32,12 @@ def empty_state(config: DiaConfig, *, slots: int, cache: int, text: int, dtype: 
     """
     dec = config.decoder
 
-    def caches(heads: int, length: int, head_dim: int) -> list[KV]:
-        zeros = jnp.zeros((2 * slots, heads, length, head_dim), dtype)
+    def caches(lanes: int, heads: int, length: int, head_dim: int) -> list[KV]:
+        zeros = jnp.zeros((lanes, heads, length, head_dim), dtype)
         return [KV(zeros, zeros) for _ in range(dec.num_layers)]
 
     zeros, ones = jnp.zeros(slots, jnp.int32), jnp.ones(slots, jnp.float32)
-    return DecodeState(
+    state = DecodeState(
         Slots(
             grid=jnp.zeros((slots, grid_length(config), dec.num_channels), jnp.int32),
             position=zeros,
@@ -48,9 +49,10 @@ def empty_state(config: DiaConfig, *, slots: int, cache: int, text: int, dtype: 
             settings=SamplingSettings(ones, ones, ones, zeros + 1),
             text_mask=jnp.zeros((slots, text), bool),
         ),
-        caches(dec.num_kv_heads, cache, dec.head_dim),
-        caches(dec.cross_num_kv_heads, text, dec.cross_head_dim),
+        caches(2 * slots, dec.num_kv_heads, cache, dec.head_dim),
+        caches(slots, dec.cross_num_kv_heads, text, dec.cross_head_dim),
     )
+    return split_heads(state)
 
 
 def insert(state: DecodeState, prefilled: Prefilled, request: Request, slot: int, *, config: DiaConfig) -> DecodeState:
@@ -123,16 +125,18 @@ def resize(
 @functools.partial(jax.jit, donate_argnums=0)
 def _put(everything: Any, one: Any, slot: jax.Array) -> Any:
     """Writes the arrays of one clip into those of a batch, which have one lane a clip or two."""
-    return jax.tree.map(
+    written = jax.tree.map(
         lambda all_, new: jax.lax.dynamic_update_slice_in_dim(all_, new, slot * new.shape[0], axis=0), everything, one
     )
+    return split_heads(written)
 
 
 @functools.partial(jax.jit, static_argnums=2)
 def _take(everything: Any, slots: jax.Array, batch: int) -> Any:
     """The clips of some slots; an arbitrary one for a negative slot."""
     slots = jnp.maximum(slots, 0)
-    return jax.tree.map(lambda x: x.reshape(batch, -1, *x.shape[1:])[slots].reshape(-1, *x.shape[1:]), everything)
+    taken = jax.tree.map(lambda x: x.reshape(batch, -1, *x.shape[1:])[slots].reshape(-1, *x.shape[1:]), everything)
+    return split_heads(taken)
 
 
 @jax.jit
@@ -146,4 +150,4 @@ def _with_length(arrays: Any, length: int, *, axis: int) -> Any:
         x = jax.lax.slice_in_dim(x, 0, min(length, x.shape[axis]), axis=axis)
         return jnp.pad(x, [(0, length - x.shape[axis] if i == axis else 0) for i in range(x.ndim)])
 
-    return jax.tree.map(change, arrays)
+    return split_heads(jax.tree.map(change, arrays))

@@ -40,6 +40,10 @@ class Worker:
             while not self._is_stopping and self._work():
                 pass
 
+    @property
+    def is_idle(self) -> bool:
+        return self._thread is None
+
     def stop(self) -> None:
         """Waits for the call of the function that is under way."""
         self._is_stopping = True

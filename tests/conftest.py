@@ -9,7 +9,7 @@ import torch
 import transformers
 from transformers.models.dia.processing_dia import DiaProcessor
 
-from dia_jax import Dia, engine
+from dia_jax import Dia, loop
 from dia_jax.checkpoint import load_params, open_checkpoint
 from dia_jax.decode import decode_chunk
 from dia_jax.slots import resize
@@ -123,11 +123,11 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The steps of each call of the loop that is dispatched."""
     steps: list[int] = []
 
-    def counted(graphdef, params, state, max_steps):
-        steps.append(int(max_steps))
-        return decode_chunk(graphdef, params, state, max_steps)
+    def counted(*args):
+        steps.append(int(args[-1]))
+        return decode_chunk(*args)
 
-    monkeypatch.setattr(engine, "decode_chunk", counted)
+    monkeypatch.setattr(loop, "decode_chunk", counted)
     return steps
 
 
@@ -140,14 +140,14 @@ def sizes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         lengths.extend(size for name, size in sizes.items() if name == "cache")
         return resize(state, slots, **sizes)
 
-    monkeypatch.setattr(engine, "resize", noted)
+    monkeypatch.setattr(loop, "resize", noted)
     return lengths
 
 
 def drained(dia: Dia, seconds: float = 60.0) -> bool:
     """Waits until nothing is left to do; False if that takes too long."""
     end = time.monotonic() + seconds
-    while dia.engine._loop._thread is not None or dia.engine._sound._thread is not None:
+    while not dia.engine.is_idle:
         if time.monotonic() > end:
             return False
         time.sleep(0.01)

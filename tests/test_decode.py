@@ -3,6 +3,7 @@
 import dataclasses
 import warnings
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -18,6 +19,7 @@ from dia_jax.decode import (
     prefill,
     step_bytes,
     steps_per_call,
+    unconditional,
 )
 from dia_jax.slots import empty_state, insert, release, resize
 from dia_jax.text import encode_text
@@ -56,19 +58,24 @@ def test_a_budget_or_bucket_does_not_change_what_is_drawn(dia: Dia):
 SAMPLING = SamplingSettings(temperature=1.0, top_p=0.9)
 
 
+def weights(dia: Dia, params: Any = None) -> tuple:
+    params = dia.params if params is None else params
+    return dia.graphdef, params, unconditional(dia.graphdef, params)
+
+
 def start(dia: Dia, settings: Sequence[SamplingSettings] = (SAMPLING,) * 3) -> DecodeState:
     """The three scripts in a batch of four slots."""
     state = empty_state(dia.config, slots=4, cache=256, text=512, dtype=np.dtype("float32"))
     for slot, (text, each) in enumerate(zip(TEXTS, settings, strict=True)):
         tokens = encode_text(text, max_length=1024)
         request = Request(tokens, np.zeros((0, 9), np.int32), 40, jax.random.key(slot), each)
-        prefilled = prefill(dia.graphdef, dia.params, dia.config, request, size=512)
+        prefilled = prefill(*weights(dia), dia.config, request, size=512)
         state = insert(state, prefilled, request, slot, config=dia.config)
     return state
 
 
 def run(dia: Dia, state: DecodeState, steps: int) -> DecodeState:
-    return decode_chunk(dia.graphdef, dia.params, state, np.int32(steps))[0]
+    return decode_chunk(*weights(dia), state, np.int32(steps))[0]
 
 
 @pytest.mark.parametrize("steps", [1, 7, 1000])
@@ -87,7 +94,7 @@ def test_clips_of_a_batch_have_settings_of_their_own(dia: Dia):
 
 
 def test_progress_is_what_the_call_has_made(dia: Dia):
-    state, progress = decode_chunk(dia.graphdef, dia.params, start(dia), np.int32(17))
+    state, progress = decode_chunk(*weights(dia), start(dia), np.int32(17))
     slots = state.slots
     np.testing.assert_array_equal(progress.numbers, np.stack([slots.position, slots.end, slots.done, slots.failed]))
     np.testing.assert_array_equal(progress.tokens[:3], slots.grid[:3, 1:18])
@@ -118,7 +125,7 @@ def test_clips_move_to_a_batch_of_other_sizes(dia: Dia):
 def test_logits_that_are_not_finite_end_the_clip(dia: Dia):
     params = jax.tree.map(lambda x: x, dia.params)
     params["decoder"]["norm"]["scale"] = params["decoder"]["norm"]["scale"].replace(np.full(96, np.nan, np.float32))
-    state, progress = decode_chunk(dia.graphdef, params, start(dia), np.int32(17))
+    state, progress = decode_chunk(*weights(dia, params), start(dia), np.int32(17))
     np.testing.assert_array_equal(progress.numbers[3], [1, 1, 1, 0])
     assert np.asarray(state.slots.done).all()
     assert np.asarray(state.slots.position).max() == 1
@@ -128,7 +135,7 @@ def test_what_a_step_must_read(dia: Dia):
     counted = step_bytes(dia.params, start(dia))
     dec, item = dia.config.decoder, 4
     assert counted["self cache"] == 2 * 8 * dec.num_kv_heads * 256 * dec.head_dim * dec.num_layers * item
-    assert counted["cross cache"] == 2 * 8 * dec.cross_num_kv_heads * 512 * dec.cross_head_dim * dec.num_layers * item
+    assert counted["cross cache"] == 2 * 4 * dec.cross_num_kv_heads * 512 * dec.cross_head_dim * dec.num_layers * item
     size, heads = dec.hidden_size, (dec.num_heads + dec.num_kv_heads) * dec.head_dim
     layer = 2 * size * heads + 2 * size * dec.cross_num_heads * dec.cross_head_dim + 3 * size * dec.mlp_size + 3 * size
     assert counted["weights"] == item * (dec.num_layers * layer + size + size * dec.num_channels * dec.vocab_size)

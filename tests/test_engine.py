@@ -14,9 +14,9 @@ import jax
 import numpy as np
 import pytest
 
-from dia_jax import ClipErrors, DecodeError, Dia, DiaError, Interrupted, Job, engine
+from dia_jax import ClipErrors, DecodeError, Dia, DiaError, Interrupted, Job, loop
 from dia_jax.decode import Request, steps_per_call
-from dia_jax.engine import slot_sizes
+from dia_jax.loop import slot_sizes
 from dia_jax.requests import Draft
 from dia_jax.worker import Worker
 
@@ -51,12 +51,12 @@ def stepping(monkeypatch: pytest.MonkeyPatch):
     dispatched = []
     monkeypatch.setattr(Worker, "wake", lambda self: None)
     monkeypatch.setattr(
-        engine, "decode_chunk", lambda *args, run=engine.decode_chunk: dispatched.append(args[2]) or run(*args)
+        loop, "decode_chunk", lambda *args, run=loop.decode_chunk: dispatched.append(args[3]) or run(*args)
     )
 
     def turn(dia: Dia) -> int:
-        dia.engine._turn()
-        while dia.engine._make_sound():
+        dia.engine.loops[0].turn()
+        while dia.engine.loops[0].make_sound():
             pass
         return len(dispatched)
 
@@ -78,7 +78,7 @@ def test_a_latecomer_joins_with_the_next_call_and_is_what_it_is_alone(fresh: Dia
         stepping(fresh)
     late = submit(fresh, seed=7, temperature=0.9, cfg_scale=2.0, audio_prompt=np.ones((30, 9), int))
     before = stepping(fresh)
-    (call,) = fresh.engine._calls
+    (call,) = fresh.engine.loops[0]._calls
     assert late in call.jobs
     while not late.done():
         stepping(fresh)
@@ -86,7 +86,7 @@ def test_a_latecomer_joins_with_the_next_call_and_is_what_it_is_alone(fresh: Dia
     assert stepping(fresh) - before <= 20
     for job in early:
         job.cancel()
-    while fresh.engine._turn():
+    while fresh.engine.loops[0].turn():
         pass
     alone = request(fresh, seed=7, temperature=0.9, cfg_scale=2.0, audio_prompt=np.ones((30, 9), int))
     again = fresh.engine.submit(alone, sound=False)
@@ -99,18 +99,18 @@ def test_a_cancel_frees_the_slot_with_the_next_call(fresh: Dia, stepping):
     jobs = [submit(fresh, seed=i, batch_size=2) for i in range(3)]
     for _ in range(3):
         stepping(fresh)
-    assert jobs[2] not in fresh.engine._calls[0].jobs
+    assert jobs[2] not in fresh.engine.loops[0]._calls[0].jobs
     assert jobs[0].cancel()
     stepping(fresh)
-    (call,) = fresh.engine._calls
+    (call,) = fresh.engine.loops[0]._calls
     assert set(call.jobs) == {jobs[1], jobs[2]}
     with pytest.raises(concurrent.futures.CancelledError):
         jobs[0].result()
-    while fresh.engine._turn():
+    while fresh.engine.loops[0].turn():
         pass
     for i in (1, 2):
         alone = submit(fresh, seed=i)
-        while fresh.engine._turn():
+        while fresh.engine.loops[0].turn():
             pass
         np.testing.assert_array_equal(jobs[i].result(), alone.result())
     assert not jobs[1].cancel()
@@ -125,7 +125,7 @@ def test_the_first_chunk_of_a_stream_takes_two_calls_while_fifteen_run(fresh: Di
     stream = fresh.engine.stream(request(fresh, seed=5), first_frames=8, max_frames=128)
     others[3].cancel()  # all slots are taken, so it waits for one, but before those that were there first
     before = stepping(fresh)
-    assert stream in fresh.engine._calls[0].jobs
+    assert stream in fresh.engine.loops[0]._calls[0].jobs
     while not stream._parts:
         after = stepping(fresh)
     # Two calls for its frames; the third was dispatched before the second one was read.
@@ -133,7 +133,7 @@ def test_the_first_chunk_of_a_stream_takes_two_calls_while_fifteen_run(fresh: Di
     assert len(stream._parts[0]) == 8 * 512
     for job in (*others, *waiting, stream):
         job.cancel()
-    while fresh.engine._turn():
+    while fresh.engine.loops[0].turn():
         pass
 
 
@@ -148,14 +148,14 @@ def test_a_slot_changes_hands_without_an_idle_call(fresh: Dia, stepping):
 
 def test_a_long_script_is_decoded_beside_short_ones_not_with_them(fresh: Dia, monkeypatch: pytest.MonkeyPatch):
     shapes = []
-    run = engine.decode_chunk
+    run = loop.decode_chunk
 
-    def noted(graphdef, params, state, steps):
+    def noted(graphdef, params, constants, state, steps):
         shapes.append((len(state.slots.done), state.cross[0].k.shape[2]))
-        return run(graphdef, params, state, steps)
+        return run(graphdef, params, constants, state, steps)
 
-    monkeypatch.setattr(engine, "decode_chunk", noted)
-    fresh.engine._weight_bytes = 0  # this model is so small that padding would cost as little
+    monkeypatch.setattr(loop, "decode_chunk", noted)
+    fresh.engine.loops[0]._weight_bytes = 0  # this model is so small that padding would cost as little
     texts = [LONG_TEXT, *[TEXT] * 6]
     together = fresh.generate_codes(texts, seed=2, max_tokens=60, batch_size=4, **HOT)
     assert {size for _, size in shapes} == {128, 1024}
@@ -165,27 +165,27 @@ def test_a_long_script_is_decoded_beside_short_ones_not_with_them(fresh: Dia, mo
 
 
 def test_a_short_script_joins_a_long_one_where_padding_is_cheap(fresh: Dia, stepping):
-    fresh.engine._weight_bytes = 10**9
+    fresh.engine.loops[0]._weight_bytes = 10**9
     jobs = [submit(fresh, LONG_TEXT), submit(fresh, TEXT)]
     stepping(fresh)
-    (call,) = fresh.engine._calls
+    (call,) = fresh.engine.loops[0]._calls
     assert set(call.jobs) == set(jobs)
-    while fresh.engine._turn():
+    while fresh.engine.loops[0].turn():
         pass
     np.testing.assert_array_equal(jobs[1].result(), fresh_result(fresh, TEXT))
 
 
 def fresh_result(dia: Dia, text: str) -> np.ndarray:
     job = submit(dia, text)
-    while dia.engine._turn():
+    while dia.engine.loops[0].turn():
         pass
     return job.result()
 
 
 def test_seeds_of_one_script_share_a_prefill(fresh: Dia, monkeypatch: pytest.MonkeyPatch):
     made = []
-    run = engine.prefill
-    monkeypatch.setattr(engine, "prefill", lambda *args, **kwargs: made.append(1) or run(*args, **kwargs))
+    run = loop.prefill
+    monkeypatch.setattr(loop, "prefill", lambda *args, **kwargs: made.append(1) or run(*args, **kwargs))
     codes = fresh.generate_codes(
         [TEXT] * 6 + ["[S1] Another."], seed=list(range(7)), max_tokens=20, batch_size=2, **HOT
     )
@@ -197,13 +197,13 @@ def test_seeds_of_one_script_share_a_prefill(fresh: Dia, monkeypatch: pytest.Mon
 @pytest.mark.parametrize("batch_size", [5, 9, 12])
 def test_every_slot_is_used(fresh: Dia, batch_size: int, monkeypatch: pytest.MonkeyPatch):
     lanes = []
-    run = engine.decode_chunk
+    run = loop.decode_chunk
 
-    def noted(graphdef, params, state, steps):
+    def noted(graphdef, params, constants, state, steps):
         lanes.append(len(state.slots.done))
-        return run(graphdef, params, state, steps)
+        return run(graphdef, params, constants, state, steps)
 
-    monkeypatch.setattr(engine, "decode_chunk", noted)
+    monkeypatch.setattr(loop, "decode_chunk", noted)
     fresh.generate_codes(
         [TEXT] * (2 * batch_size), seed=list(range(2 * batch_size)), max_tokens=20, batch_size=batch_size
     )
@@ -239,10 +239,10 @@ def test_submit_gives_what_generate_gives(fresh: Dia):
 def test_an_idle_engine_holds_nothing(fresh: Dia):
     fresh.generate([TEXT] * 3, seed=1, max_tokens=40)
     assert drained(fresh)
-    assert fresh.engine._batches == []
-    assert fresh.engine._calls == []
-    assert fresh.engine._prefilled is None
-    assert fresh.engine._admitted == []
+    assert fresh.engine.loops[0]._batches == []
+    assert fresh.engine.loops[0]._calls == []
+    assert fresh.engine.loops[0]._prefilled is None
+    assert fresh.engine.loops[0]._taken == []
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("dia_jax")]
 
 
@@ -265,17 +265,17 @@ class Broken(RuntimeError):
 
 
 def test_a_call_that_fails_fails_what_ran_and_nothing_else(fresh: Dia, monkeypatch: pytest.MonkeyPatch):
-    run, count = engine.decode_chunk, itertools.count()
+    run, count = loop.decode_chunk, itertools.count()
 
-    def fails(graphdef, params, state, steps):
+    def fails(graphdef, params, constants, state, steps):
         if next(count) == 6:
             for leaf in jax.tree.leaves(state.cache):
                 leaf.delete()  # what donation does
             raise Broken("RESOURCE_EXHAUSTED: Out of memory\nallocating 1 byte")
-        return run(graphdef, params, state, steps)
+        return run(graphdef, params, constants, state, steps)
 
     expected = fresh.generate_codes([TEXT] * 8, seed=list(range(8)), max_tokens=60, **HOT)
-    monkeypatch.setattr(engine, "decode_chunk", fails)
+    monkeypatch.setattr(loop, "decode_chunk", fails)
     with pytest.raises(ClipErrors, match=r"RESOURCE_EXHAUSTED: Out of memory allocating") as raised:
         fresh.generate_codes([TEXT] * 8, seed=list(range(8)), max_tokens=60, batch_size=2, **HOT)
     assert "\n" not in str(raised.value)
@@ -291,14 +291,14 @@ def test_a_call_that_fails_fails_what_ran_and_nothing_else(fresh: Dia, monkeypat
 
 
 def test_a_prefill_that_fails_leaves_those_that_run_alone(fresh: Dia, monkeypatch: pytest.MonkeyPatch):
-    run = engine.prefill
+    run = loop.prefill
 
     def fails(*args, **kwargs):
-        if args[3].text.tobytes().endswith(b"heavy."):
+        if args[4].text.tobytes().endswith(b"heavy."):
             raise Broken("RESOURCE_EXHAUSTED")
         return run(*args, **kwargs)
 
-    monkeypatch.setattr(engine, "prefill", fails)
+    monkeypatch.setattr(loop, "prefill", fails)
     made = fresh.generate_codes(
         [TEXT, "[S1] Too heavy.", TEXT], seed=[1, 2, 3], max_tokens=60, return_errors=True, **HOT
     )
@@ -385,7 +385,7 @@ def failures(dia: Dia, times: int, seed: int, monkeypatch: pytest.MonkeyPatch) -
     rng = random.Random(seed)
     texts = [f"[S1] {'word ' * n}" for n in (1, 3, 9, 2, 5, 40)]
     expected = dia.generate_codes(texts, seed=3, max_tokens=40, **HOT)
-    runs = {name: getattr(engine, name) for name in ("decode_chunk", "prefill", "insert", "resize", "empty_state")}
+    runs = {name: getattr(loop, name) for name in ("decode_chunk", "prefill", "insert", "resize", "empty_state")}
     left = 0
 
     def maybe(name: str) -> Callable:
@@ -399,7 +399,7 @@ def failures(dia: Dia, times: int, seed: int, monkeypatch: pytest.MonkeyPatch) -
         return run
 
     for name in runs:
-        monkeypatch.setattr(engine, name, maybe(name))
+        monkeypatch.setattr(loop, name, maybe(name))
     finished = failed = 0
     for _ in range(times):
         left = rng.randrange(1, 60)
@@ -491,13 +491,13 @@ def test_several_threads(fresh: Dia):
 
 @pytest.mark.slow
 def test_two_hundred_calls_from_eight_threads(fresh: Dia, monkeypatch: pytest.MonkeyPatch):
-    shapes, run = set(), engine.decode_chunk
+    shapes, run = set(), loop.decode_chunk
 
-    def noted(graphdef, params, state, steps):
+    def noted(graphdef, params, constants, state, steps):
         shapes.add((len(state.slots.done), state.cache[0].k.shape[2], state.cross[0].k.shape[2]))
-        return run(graphdef, params, state, steps)
+        return run(graphdef, params, constants, state, steps)
 
-    monkeypatch.setattr(engine, "decode_chunk", noted)
+    monkeypatch.setattr(loop, "decode_chunk", noted)
     mixed_calls(fresh, threads=8, calls=60)
     gc.collect()
     arrays = len(jax.live_arrays())

@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from dia_jax import ClipErrors, Dia, DiaError, Interrupted, SettingError, TextError, engine
+from dia_jax import ClipErrors, Dia, DiaError, Interrupted, SettingError, TextError, loop
 
 from conftest import drained
 
@@ -77,7 +77,7 @@ def test_a_cache_that_grows_and_shrinks_changes_nothing(
 ):
     prompt = np.random.default_rng(1).integers(0, 1024, (200, 9))
     expected = [dia.generate_codes(TEXT, seed=long_seed, audio_prompt=p, **LONG) for p in (None, prompt)]
-    monkeypatch.setattr(engine, "FIRST_SIZE", 100)
+    monkeypatch.setattr(loop, "FIRST_SIZE", 100)
     sizes.clear()
     actual = [dia.generate_codes(TEXT, seed=long_seed, audio_prompt=p, **LONG) for p in (None, prompt)]
     assert sizes == [512, 512]

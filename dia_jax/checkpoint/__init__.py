@@ -19,7 +19,7 @@ end.
 import dataclasses
 import hashlib
 import os
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -208,9 +208,10 @@ def load_params(
     dtype: str | None = None,
     quantize: Quantize | None = None,
     adapter: str | os.PathLike | None = None,
+    sharding: Callable[[tuple], jax.sharding.Sharding] | None = None,
     progress: bool = False,
 ) -> tuple[nnx.GraphDef, nnx.State]:
-    """Reads a checkpoint onto the default device.
+    """Reads a checkpoint onto devices, tensor by tensor.
 
     Args:
         checkpoint: from `open_checkpoint`.
@@ -218,6 +219,7 @@ def load_params(
             the codec are float32 whatever it is.
         quantize: "int8" rounds Dia's kernels as they are read. A checkpoint that is stored so is loaded so.
         adapter: the directory of an adapter that is merged into the kernels as they are read.
+        sharding: gives for each parameter's path the devices and their parts; None is the default device.
         progress: show a progress bar.
 
     Returns:
@@ -233,7 +235,7 @@ def load_params(
     changes = None if adapter is None else open_adapter(adapter, wanted)
     loaded = {}
     for path, array in _read_params(checkpoint, wanted, adapter=changes, progress=progress):
-        loaded[path] = jax.device_put(array)
+        loaded[path] = jax.device_put(array, None if sharding is None else sharding(tuple(path.split("."))))
         del array  # or the next tensor would be read while this one is still held here
     flat = [(path, value.replace(loaded[".".join(map(str, path))])) for path, value in nnx.to_flat_state(abstract)]
     return graphdef, nnx.from_flat_state(flat)

@@ -95,7 +95,9 @@ class Generate:
     variant: Variant | None = None
     """The model's behaviour, where its config states the wrong one."""
     batch_size: int = 8
-    """Scripts that are spoken at the same time; more are faster in total, as far as memory allows."""
+    """Scripts that a device speaks at the same time; more are faster in total, as far as memory allows."""
+    devices_per_clip: int = 1
+    """Accelerators that share each clip, which is then faster: 1, 2 or 4. All others speak scripts of their own."""
     truncate: bool = False
     """Cut a script that is too long for the model, instead of refusing it."""
     revision: str | None = None
@@ -107,6 +109,7 @@ class Generate:
 
     def run(self) -> None:
         from dia_jax.audio import read_audio
+        from dia_jax.mesh import local_mesh
         from dia_jax.pipeline import DEFAULT_REPO, SAMPLE_RATE, Dia
         from dia_jax.requests import check_seed, check_settings
 
@@ -132,6 +135,7 @@ class Generate:
             )
         dia = Dia.from_pretrained(
             self.model,
+            mesh=local_mesh(self.devices_per_clip, most_groups=len(texts)),
             codec=self.codec,
             dtype=self.dtype,
             quantize=self.quantize,
