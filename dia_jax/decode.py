@@ -1,7 +1,7 @@
 """The compiled half of decoding: `prefill` reads a script, and `decode_chunk` advances a batch.
 
 Knows the model, the grid and the end of a clip. Knows no text, files, audio or threads: `slots.py` moves clips in and
-out of a batch, and `engine.py` decides which clip is decoded when. Nothing crosses to the host inside `decode_chunk`.
+out of a batch, and `loop.py` decides which clip is decoded when. Nothing crosses to the host inside `decode_chunk`.
 The settings of each clip and the number of steps are traced, so each program compiles once for each shape: that of
 `decode_chunk` depends on the number of slots, the size of the caches and the size of the scripts.
 
