@@ -1,11 +1,14 @@
 """What the benchmarks share: the machine in words, reference models with random weights, and how results are kept.
 
-Importing it keeps JAX from reserving the whole GPU, because torch runs beside it in the same process.
+Importing it keeps JAX from reserving the whole GPU, because torch runs beside it in the same process, and torch from
+taking hold of a TPU.
 """
 
 import os
 
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+os.environ.setdefault("USE_TORCH_XLA", "0")
+os.environ.setdefault("TORCH_DEVICE_BACKEND_AUTOLOAD", "0")
 
 import json
 import platform

@@ -144,16 +144,18 @@ def compare_codes(codec: Codec, samples: np.ndarray, ours: np.ndarray, theirs: n
     return [what, f"{int(differing.sum())} ({gap:.1e})", f"ties, {BAR_TIE:.0e}", gap <= BAR_TIE]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--dtype", choices=TORCH_DTYPES, default="float32")
-    parser.add_argument("--small", action="store_true", help="tiny sizes")
-    parser.add_argument("--frames", type=int, default=300, help="frames of the greedy generations")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the JSON file")
-    options = parser.parse_args()
-    size = "small" if options.small else "full"
-    config, codec_config = configs(options.small)
+def check(*, small: bool, dtype: str = "float32", frames: int = 300) -> list[list[Any]]:
+    """Runs both and compares.
 
+    Args:
+        small: tiny sizes.
+        dtype: of the weights. Below float32, all that is compared is how far each strays from float32.
+        frames: of the greedy generations.
+
+    Returns:
+        rows of what was compared, the value, its bar, and whether it is within; the last two are "" without a bar.
+    """
+    config, codec_config = configs(small)
     rng = np.random.default_rng(0)
     tokens = encode_text(SCRIPT, max_length=1024)
     text = np.zeros((2, len(tokens) + 20), np.int64)
@@ -163,23 +165,23 @@ def main() -> None:
         "text": text,
         "grid": rng.integers(0, 1026, (2, 96, 9)),
         "length": len(tokens),
-        "frames": options.frames,
+        "frames": frames,
         "plain": np.zeros((0, 9), np.int64),
         "prompted": rng.integers(0, 1024, (50, 9)),
     }
+    rows: list[list[Any]] = []
     with tempfile.TemporaryDirectory() as folder:
-        theirs = run_reference(config, inputs, options.dtype, Path(folder) / "dia")
-        if options.dtype != "float32":
+        theirs = run_reference(config, inputs, dtype, Path(folder) / "dia")
+        if dtype != "float32":
             exact = run_reference(config, inputs | {"frames": 0}, "float32", Path(folder) / "again")["logits"]
         gc.collect()
         torch.cuda.empty_cache() if DEVICE == "cuda" else None
-        ours = run_ours(inputs, options.dtype, Path(folder) / "dia")
+        ours = run_ours(inputs, dtype, Path(folder) / "dia")
         gc.collect()
-        rows: list[list[Any]] = []
-        if options.dtype == "float32":
+        if dtype == "float32":
             deviation = theirs["logits"].std()
             error = float(np.abs(ours["logits"] - theirs["logits"]).max() / deviation)
-            bar = BAR_LOGITS[size]
+            bar = BAR_LOGITS["small" if small else "full"]
             rows.append(["logits, 2 x 96 rows: max difference / deviation", f"{error:.1e}", f"{bar:.0e}", error <= bar])
             for name in ("plain", "prompted"):
                 same = ours[name].shape == theirs[name].shape and bool((ours[name] == theirs[name]).all())
@@ -190,14 +192,20 @@ def main() -> None:
         else:
             for who, logits in (("ours", ours["logits"]), ("transformers", theirs["logits"])):
                 strays = float(np.abs(logits - exact).mean() / exact.std())
-                rows.append(
-                    [
-                        f"{options.dtype} logits of {who} against float32: mean difference / deviation",
-                        f"{strays:.1e}",
-                        "",
-                        "",
-                    ]
-                )
+                what = f"{dtype} logits of {who} against float32: mean difference / deviation"
+                rows.append([what, f"{strays:.1e}", "", ""])
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--dtype", choices=TORCH_DTYPES, default="float32")
+    parser.add_argument("--small", action="store_true", help="tiny sizes")
+    parser.add_argument("--frames", type=int, default=300, help="frames of the greedy generations")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the JSON file")
+    options = parser.parse_args()
+    size = "small" if options.small else "full"
+    rows = check(small=options.small, dtype=options.dtype, frames=options.frames)
 
     print(f"\n{size} size, {options.dtype}, {machine()['device']}\n")
     print(table(["check", "value", "bar", "within"], rows))

@@ -25,7 +25,7 @@ import statistics
 import sys
 import time
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,7 @@ from parity import configs, delayed
 from dia_jax import Codec, Dia, DiaConfig
 from dia_jax.checkpoint import dac_from_json, dia_from_json, dia_to_json
 from dia_jax.decode import FIRST_SIZE, decode_chunk, prefill, step_bytes, text_size, unconditional
+from dia_jax.devices import default_dtype
 from dia_jax.slots import empty_state, insert
 from dia_jax.text import encode_text
 from dia_jax.untrained import random_params
@@ -164,7 +165,7 @@ class Ours:
 
     def __init__(self, config: DiaConfig, variant: str, codec: Codec):
         self.name = f"dia_jax {variant}"
-        dtype = {"int8": "bfloat16" if DEVICE == "cuda" else "float32"}.get(variant, variant)
+        dtype = default_dtype() if variant == "int8" else variant
         graphdef, params = random_params(config, dtype=dtype)
         if variant == "int8":
             model = nnx.merge(graphdef, params)
@@ -257,32 +258,37 @@ def free() -> None:
         torch.cuda.empty_cache()
 
 
-def main() -> None:
-    on_gpu = DEVICE == "cuda"
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--variants",
-        nargs="+",
-        choices=("float32", "bfloat16", "int8"),
-        default=["bfloat16", "int8"] if on_gpu else ["float32", "bfloat16", "int8"],
-        help="ours; the first and the last one meet the others",
-    )
-    parser.add_argument(
-        "--other-dtypes",
-        nargs="+",
-        choices=TORCH_DTYPES,
-        default=["bfloat16"] if on_gpu else ["float32", "bfloat16"],
-        help="of the others",
-    )
-    parser.add_argument("--batches", nargs="+", type=int, default=[1, 4, 16, 64] if on_gpu else [1, 4])
-    parser.add_argument("--reference", type=Path, help="a clone of nari-labs/dia")
-    parser.add_argument("--steps", type=int, default=200 if on_gpu else 12, help="steps a turn")
-    parser.add_argument("--rounds", type=int, default=5 if on_gpu else 4, help="turns of each contender")
-    parser.add_argument("--small", action="store_true", help="tiny sizes")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the JSON file")
-    options = parser.parse_args()
-    size = "small" if options.small else "full"
-    reference_config, codec_config = configs(options.small)
+def measure(
+    *,
+    small: bool,
+    variants: Sequence[str] | None = None,
+    other_dtypes: Sequence[str] | None = None,
+    batches: Sequence[int] | None = None,
+    steps: int | None = None,
+    rounds: int | None = None,
+    reference: Path | None = None,
+) -> dict[str, Any]:
+    """Times our variants, and each other contender beside two of them.
+
+    Args:
+        small: tiny sizes.
+        variants: ours; the first and the last one meet the others. None, here and below: as suits this device.
+        other_dtypes: of the others.
+        batches: clips that are decoded together.
+        steps: of a turn.
+        rounds: turns of each contender.
+        reference: a clone of nari-labs/dia.
+
+    Returns:
+        what is written as JSON, less the machine.
+    """
+    accelerated = jax.default_backend() != "cpu"
+    variants = variants or ([default_dtype(), "int8"] if accelerated else ["float32", "bfloat16", "int8"])
+    other_dtypes = other_dtypes or ([default_dtype()] if accelerated else ["float32", "bfloat16"])
+    batches = batches or ([1, 4, 16, 64] if accelerated else [1, 4])
+    steps = steps or (200 if accelerated else 12)
+    rounds = rounds or (5 if accelerated else 4)
+    reference_config, codec_config = configs(small)
     config = dia_from_json(reference_config.to_dict())
     codec_sizes = dac_from_json(codec_config.to_dict())
     codec = Codec(codec_sizes, *random_params(codec_sizes))
@@ -312,7 +318,7 @@ def main() -> None:
 
     def compare(mine: list[Ours], other: Any, batch: int) -> None:
         contenders = [*mine, *([other] if other else [])]
-        times = alternate(contenders, batch=batch, steps=options.steps, rounds=options.rounds)
+        times = alternate(contenders, batch=batch, steps=steps, rounds=rounds)
         reads.append(bandwidth())
         all_of_it = list(zip(contenders, times, strict=True))
         matches = (
@@ -340,19 +346,18 @@ def main() -> None:
                 report(ours, batch, taken, ours.first_audio() if batch == 1 else None)
 
     # Each of the others beside two of ours, one after another: memory does not hold them all.
-    leaders = [Ours(config, variant, codec) for variant in dict.fromkeys((options.variants[0], options.variants[-1]))]
+    leaders = [Ours(config, variant, codec) for variant in dict.fromkeys((variants[0], variants[-1]))]
     others: list[Callable[[], Any]] = []
-    for dtype in options.other_dtypes:
-        others.append(lambda dtype=dtype: Transformers(reference_config, dtype))
-        for compiled in (False, True) if options.reference else ():
+    for dtype in other_dtypes:
+        if accelerated == (DEVICE == "cuda"):  # on a TPU it would run on the host's CPU
+            others.append(lambda dtype=dtype: Transformers(reference_config, dtype))
+        for compiled in (False, True) if reference else ():
             others.append(
-                lambda dtype=dtype, compiled=compiled: Reference(
-                    options.reference, reference_config, dtype, compiled=compiled
-                )
+                lambda dtype=dtype, compiled=compiled: Reference(reference, reference_config, dtype, compiled=compiled)
             )
     for make in others:
         other = make()
-        for batch in options.batches:
+        for batch in batches:
             try:
                 compare(leaders, other, batch)
             except (RuntimeError, torch.OutOfMemoryError, torch._dynamo.exc.TorchDynamoException) as error:
@@ -361,16 +366,56 @@ def main() -> None:
         del other
         free()
     # Our variants among themselves.
-    between = [Ours(config, variant, codec) for variant in options.variants[1:-1]]
-    variants = [leaders[0], *between, *leaders[1:]]
-    for batch in options.batches:
-        compare(variants, None, batch)
+    between = [Ours(config, variant, codec) for variant in variants[1:-1]]
+    mine = [leaders[0], *between, *leaders[1:]]
+    for batch in batches:
+        try:
+            compare(mine, None, batch)
+        except RuntimeError as error:  # a large batch may not fit; what has been measured is kept
+            if not rows:
+                raise
+            print(f"dia_jax, batch {batch}: not measured, {str(error).splitlines()[0]}", file=sys.stderr)
         free()
 
-    facts = machine()
-    print(
-        f"\n{size} size, {facts['device']} ({facts['cpu']}, {facts['cores']} cores), {max(reads) / 1e9:.1f} GB/s read\n"
+    return {
+        "size": "small" if small else "full",
+        "steps": steps,
+        "rounds": rounds,
+        "bandwidth_gb_s": [read / 1e9 for read in reads],
+        "rows": rows,
+        "pairs": pairs,
+        "codec": codec_speed,
+        "peak_memory": peak_memory(),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--variants",
+        nargs="+",
+        choices=("float32", "bfloat16", "float16", "int8"),
+        help="ours; the first and the last one meet the others (default: all, on an accelerator its own and int8)",
     )
+    parser.add_argument(
+        "--other-dtypes",
+        nargs="+",
+        choices=TORCH_DTYPES,
+        help="of the others (default: float32 bfloat16, on an accelerator its own)",
+    )
+    parser.add_argument("--batches", nargs="+", type=int, help="default: 1 4, on an accelerator 1 4 16 64")
+    parser.add_argument("--reference", type=Path, help="a clone of nari-labs/dia")
+    parser.add_argument("--steps", type=int, help="steps a turn (default: 12, on an accelerator 200)")
+    parser.add_argument("--rounds", type=int, help="turns of each contender (default: 4, on an accelerator 5)")
+    parser.add_argument("--small", action="store_true", help="tiny sizes")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the JSON file")
+    options = vars(parser.parse_args())
+    folder = options.pop("results")
+    results = measure(**options)
+
+    facts, rows, codec_speed = machine(), results["rows"], results["codec"]
+    read = f"{max(results['bandwidth_gb_s']):.1f} GB/s read"
+    print(f"\n{results['size']} size, {facts['device']} ({facts['cpu']}, {facts['cores']} cores), {read}\n")
     cells = []
     for r in rows:
         gb = {name: f"{value / 1e9:.3f}" for name, value in r["bytes"].items()}
@@ -411,25 +456,15 @@ def main() -> None:
             f"{p['ratio']:.2f} ({p['ratio_min']:.2f} to {p['ratio_max']:.2f})",
             f"{p['other_compile_seconds']:.1f}",
         ]
-        for p in pairs
+        for p in results["pairs"]
     ]
     print(table(["batch", "contender", "ms a step", "beside", "contender over the other", "compile, s"], cells))
     print(
         f"\ncodec: {codec_speed['realtime_factor']:.2f} times real time, compile {codec_speed['compile_seconds']:.1f} s"
     )
-    print(f"peak memory of the whole run: {peak_memory()}")
-    results = {
-        "size": size,
-        "steps": options.steps,
-        "rounds": options.rounds,
-        "bandwidth_gb_s": [read / 1e9 for read in reads],
-        "rows": rows,
-        "pairs": pairs,
-        "codec": codec_speed,
-        "peak_memory": peak_memory(),
-    }
-    name = f"speed-{size}-{facts['device'].replace(' ', '-').lower()}"
-    print(f"written to {write_results(options.results, name, facts | results)}")
+    print(f"peak memory of the whole run: {results['peak_memory']}")
+    name = f"speed-{results['size']}-{facts['device'].replace(' ', '-').lower()}"
+    print(f"written to {write_results(folder, name, facts | results)}")
 
 
 if __name__ == "__main__":
