@@ -1,4 +1,4 @@
-"""The device that JAX computes on: the dtype that suits it, and a notice where a better one lies idle.
+"""Devices: the dtype that suits each, and a notice where JAX leaves an accelerator idle.
 
 Knows JAX's devices, the system's device files and which packages are installed in which version. Knows no model.
 """
@@ -23,17 +23,12 @@ class AcceleratorWarning(UserWarning):
     """A GPU or TPU is there, but JAX computes on the CPU."""
 
 
-def default_dtype(device: jax.Device | None = None) -> str:
+def default_dtype(device: jax.Device) -> str:
     """The dtype in which a device reads Dia fastest.
-
-    Args:
-        device: None is the one on which JAX puts arrays.
 
     Returns:
         "float32" for a CPU, "float16" for an NVIDIA GPU before Ampere, "bfloat16" for everything else.
     """
-    if device is None:
-        (device,) = jax.device_put(0).devices()
     if device.platform == "cpu":
         return "float32"
     # XLA would convert bfloat16 kernels to float32 at every step on GPUs that cannot compute in it: five times the

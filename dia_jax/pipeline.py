@@ -167,9 +167,7 @@ class Dia:
             AcceleratorWarning: a GPU or TPU is there, but JAX computes on the CPU. Once a process.
         """
         warn_of_idle_accelerator()
-        if dtype is None:
-            dtype = default_dtype(mesh.devices.flat[0] if mesh else None)
-        if dtype not in DTYPES:
+        if dtype is not None and dtype not in DTYPES:
             raise SettingError(f"dtype is {dtype!r}; it must be one of {', '.join(DTYPES)}.")
         if quantize not in (None, "int8"):
             raise SettingError(f'quantize is {quantize!r}; it must be "int8" or None.')
@@ -181,6 +179,7 @@ class Dia:
         if codec is not None and not load_codec:
             raise SettingError("A codec is named, but load_codec=False leaves it out.")
         mesh = decode_mesh(checkpoint.config, mesh)
+        dtype = dtype or default_dtype(mesh.devices.flat[0])
         loaded = None
         if load_codec:
             codec = codec or codec_beside(path) or DEFAULT_CODEC

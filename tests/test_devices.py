@@ -34,10 +34,8 @@ def test_the_default_dtype(device: dict, dtype: str):
     assert default_dtype(SimpleNamespace(**device)) == dtype
 
 
-def test_dia_is_loaded_in_the_default_dtype_of_jaxs_device(small: Path, monkeypatch: pytest.MonkeyPatch):
-    (device,) = jax.device_put(0).devices()
-    assert default_dtype() == default_dtype(device)
-    monkeypatch.setattr(pipeline, "default_dtype", lambda: "float16")
+def test_dia_is_loaded_in_the_default_dtype_of_its_device(small: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(pipeline, "default_dtype", {jax.local_devices()[0]: "float16"}.get)
     dia = Dia.from_pretrained(small, load_codec=False)
     assert {leaf.dtype.name for leaf in jax.tree.leaves(dia.params)} == {"float16", "float32"}
 

@@ -27,6 +27,7 @@ from tqdm import tqdm
 from dia_jax.checkpoint import codec_beside, dia_to_json, new_directory, open_checkpoint, write_params
 from dia_jax.codec import Codec
 from dia_jax.config import DiaConfig
+from dia_jax.mesh import local_mesh
 from dia_jax.pipeline import Dia, open_codec
 from dia_jax.text import encode_text
 from dia_jax.training.batches import Dataset, batches
@@ -239,7 +240,7 @@ class _Loop:
         if jax.process_index() != 0:
             return
         model = self.recipe.model(weights, frozen)
-        dia = Dia(self.config, *nnx.split(model), codec=self.codec)
+        dia = Dia(self.config, *nnx.split(model), codec=self.codec, mesh=local_mesh())
         max_tokens = min(512, self.config.frame_budget)
         (self.folder.path / "samples").mkdir(exist_ok=True)
         clips = dia.generate(list(self.sample_texts), seed=list(range(len(self.sample_texts))), max_tokens=max_tokens)
