@@ -139,8 +139,8 @@ def attend_with_cache(q: jax.Array, cache: KV, new: KV, start: jax.Array) -> tup
         cache,
         new,
         start,
-        cpu=_write_then_attend,
-        cuda=functools.partial(_attend_then_write, write=_write_by_scatter),
+        cpu=functools.partial(_write_then_attend, write=_write_by_lane),
+        cuda=functools.partial(_write_then_attend, write=_write_by_scatter),
         default=functools.partial(_attend_then_write, write=_write_by_lane),
     )
 
@@ -156,9 +156,9 @@ def _attend_then_write(q: jax.Array, cache: KV, new: KV, start: jax.Array, *, wr
     return out, write(cache, new, start)
 
 
-def _write_then_attend(q: jax.Array, cache: KV, new: KV, start: jax.Array) -> tuple[jax.Array, KV]:
+def _write_then_attend(q: jax.Array, cache: KV, new: KV, start: jax.Array, *, write: Write) -> tuple[jax.Array, KV]:
     # XLA's CPU backend does not order the read before the write, and would copy the cache to be safe.
-    cache = _write_by_lane(cache, new, start)
+    cache = write(cache, new, start)
     positions = start[:, None] + jnp.arange(q.shape[1])  # [R, T]
     return attend(q, (cache, jnp.arange(cache.k.shape[2]) <= positions[..., None])), cache
 
