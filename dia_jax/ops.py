@@ -109,12 +109,11 @@ def attend(q: jax.Array, *parts: tuple[KV, jax.Array]) -> jax.Array:
     weights = [jnp.exp(part - highest) for part in scores]
     add = functools.partial(functools.reduce, jnp.add)
     total = add([part.sum(axis=-1, keepdims=True) for part in weights])
-    # The product is divided by the total afterwards: it has fewer elements than the weights.
     mix = functools.partial(
         jnp.einsum, "RKGTS,RKSH->RKGTH", precision=precision(dtype), preferred_element_type=jnp.float32
     )
-    out = add([mix(part.astype(dtype), kv.v) for part, (kv, _) in zip(weights, parts, strict=True)])
-    return (out / total).transpose(0, 3, 1, 2, 4).reshape(lanes, time, heads * head_dim)
+    out = add([mix((part / total).astype(dtype), kv.v) for part, (kv, _) in zip(weights, parts, strict=True)])
+    return out.transpose(0, 3, 1, 2, 4).reshape(lanes, time, heads * head_dim)
 
 
 def causal_mask(time: int) -> jax.Array:
