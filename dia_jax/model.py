@@ -208,7 +208,7 @@ class DecoderLayer(nnx.Module):
         if unconditional is None:
             x = x + self.attend_cross(x, cross_angles, cross)
         else:
-            out = self.attend_cross(x[1::2], cross_angles, cross)
+            out = self.attend_cross(x, cross_angles, cross, slice(1, None, 2))
             both = jnp.stack([jnp.broadcast_to(unconditional, out.shape), out], axis=1)
             x = x + both.reshape(x.shape)
         return x + self.mlp(self.pre_mlp_norm(x)), kv
@@ -224,13 +224,16 @@ class DecoderLayer(nnx.Module):
             out, kv = attend_with_cache(q, cache, kv, start)
         return attention.o_proj(out), kv
 
-    def attend_cross(self, x: jax.Array, angles: Angles | None, cross: tuple[KV, jax.Array]) -> jax.Array:
-        """Cross-attention, float32 [R, T, D] in and out."""
-        return self.cross_attention.o_proj(attend(self.cross_queries(x, angles), cross))
+    def attend_cross(
+        self, x: jax.Array, angles: Angles | None, cross: tuple[KV, jax.Array], lanes: slice = slice(None)
+    ) -> jax.Array:
+        """Cross-attention of `lanes`, float32 [R, T, D] in and out."""
+        return self.cross_attention.o_proj(attend(self.cross_queries(x, angles, lanes), cross))
 
-    def cross_queries(self, x: jax.Array, angles: Angles | None) -> jax.Array:
-        """Cross-attention queries, float32 [R, T, N, H], from the stream after self-attention."""
-        return self.cross_attention.queries(self.pre_ca_norm(x), angles)
+    def cross_queries(self, x: jax.Array, angles: Angles | None, lanes: slice = slice(None)) -> jax.Array:
+        """Cross-attention queries of `lanes`, float32 [R, T, N, H], from the stream after self-attention."""
+        # All lanes are normed: of a single row XLA would make two kernels on a GPU.
+        return self.cross_attention.queries(self.pre_ca_norm(x)[lanes], angles)
 
 
 class Decoder(nnx.Module):
