@@ -332,7 +332,7 @@ def _step(model: DiaModel, constants: list[jax.Array], state: DecodeState) -> De
 
     given = slots.grid[clips, position]
     new = jnp.where((given == FREE) & ~slots.done[:, None], drawn, given)
-    # A sum is finite if both its terms are.
+    # A sum is finite only if both its terms are.
     finite = jnp.isfinite(logits[:, 0] + logits[:, 1]).all(axis=-1)  # [B, C]
     failed = slots.failed | (~slots.done & jnp.any(~finite, axis=1))
     slots = dataclasses.replace(

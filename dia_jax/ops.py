@@ -156,7 +156,8 @@ def _attend_then_write(q: jax.Array, cache: KV, new: KV, start: jax.Array, *, wr
 
 
 def _write_then_attend(q: jax.Array, cache: KV, new: KV, start: jax.Array, *, write: Write) -> tuple[jax.Array, KV]:
-    # XLA's CPU backend does not order the read before the write, and would copy the cache to be safe.
+    # XLA's CPU backend does not order the read before the write, and would copy the cache to be safe. On a GPU, scores
+    # in one part make the softmax one kernel.
     cache = write(cache, new, start)
     positions = start[:, None] + jnp.arange(q.shape[1])  # [R, T]
     return attend(q, (cache, jnp.arange(cache.k.shape[2]) <= positions[..., None])), cache
