@@ -74,8 +74,8 @@ def teacher_forced(model: Any, text: jax.Array, grid: jax.Array) -> jax.Array:
     """Both lanes of one clip, as when generating."""
     mask = text != 0
     cross = model.decoder.cross_cache(model.encoder(text, mask))
-    start = jnp.zeros(2, jnp.int32)
-    hidden, _ = model.decoder(jnp.repeat(grid, 2, axis=0), start, cross, mask, unconditional=model.unconditional())
+    start = jnp.zeros(1, jnp.int32)
+    hidden, _ = model.decoder(grid, start, cross, mask, unconditional=model.unconditional())
     return model.decoder.logits(hidden)
 
 

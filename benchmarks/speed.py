@@ -39,7 +39,7 @@ from parity import configs, delayed
 
 from dia_jax import Codec, Dia, DiaConfig
 from dia_jax.checkpoint import dac_from_json, dia_from_json, dia_to_json
-from dia_jax.decode import FIRST_SIZE, decode_chunk, prefill, step_bytes, text_size, unconditional
+from dia_jax.decode import FIRST_SIZE, decode_chunk, prefill, step_bytes, steps_per_call, text_size, unconditional
 from dia_jax.devices import default_dtype
 from dia_jax.slots import empty_state, insert
 from dia_jax.text import encode_text
@@ -189,7 +189,9 @@ class Ours:
         return self.run(state, SETTLE)
 
     def run(self, state: Any, steps: int) -> Any:
-        return jax.block_until_ready(decode_chunk(*self.weights, state, np.int32(steps)))[0]
+        for done in range(0, steps, longest := steps_per_call(self.dia.config)):
+            state = decode_chunk(*self.weights, state, np.int32(min(steps - done, longest)))[0]
+        return jax.block_until_ready(state)
 
     def seconds_a_step(self, steps: int, batch: int) -> float:
         if batch not in self.compiled:

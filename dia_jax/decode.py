@@ -12,6 +12,7 @@ on how many steps a call runs.
 import dataclasses
 import functools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -91,7 +92,7 @@ class DecodeState:
 
     Attributes:
         slots: of B clips.
-        cache: self-attention keys and values of each layer, 2B lanes (unconditional, conditional).
+        cache: self-attention keys and values of each layer, 2B lanes: all unconditional ones, then the conditional.
         cross: cross-attention keys and values of each layer, B lanes; an unconditional lane needs none, see
             `unconditional`.
     """
@@ -108,7 +109,7 @@ class Progress:
 
     Attributes:
         numbers: int32 [4, B]: position, end, done and failed of `Slots`.
-        tokens: int32 [B, steps_per_call, C], the grid's last positions up to `position`.
+        tokens: int32 [B, steps_per_call, C], the grid from the position after the one at which the call began.
     """
 
     numbers: jax.Array
@@ -133,7 +134,8 @@ def text_size(length: int, config: DiaConfig) -> int:
 
 def cache_size(positions: int, config: DiaConfig) -> int:
     """The size of a cache that holds this many positions; 0 for none."""
-    return bucket(positions, PREFILL_SIZE, grid_length(config)) if positions else 0
+    longest = -(-config.decoder.max_length // PREFILL_SIZE) * PREFILL_SIZE
+    return bucket(positions, PREFILL_SIZE, longest) if positions else 0
 
 
 def steps_per_call(config: DiaConfig) -> int:
@@ -147,7 +149,8 @@ def steps_per_call(config: DiaConfig) -> int:
 
 
 def grid_length(config: DiaConfig) -> int:
-    return -(-config.decoder.max_length // PREFILL_SIZE) * PREFILL_SIZE
+    """Positions of a grid: all that a clip can have, and what a call that begins at the last one looks at."""
+    return -(-(config.decoder.max_length + steps_per_call(config)) // PREFILL_SIZE) * PREFILL_SIZE
 
 
 def decoder_weights(params: nnx.State) -> list[Any]:
@@ -262,16 +265,11 @@ def _prefill(
         start = i * PREFILL_SIZE
         tokens = jax.lax.dynamic_slice_in_dim(grid, start, PREFILL_SIZE, axis=1)
         # Positions after the prompt are run too, on nonsense; the loop writes them again before it reads them.
-        tokens = _two_lanes(jnp.maximum(tokens, 0))
-        return model.decoder(tokens, jnp.full(2, start, jnp.int32), cross, mask, cache, unconditional=constants)[1]
+        tokens = jnp.maximum(tokens, 0)
+        return model.decoder(tokens, start[None], cross, mask, cache, unconditional=constants)[1]
 
     # The prompt's last position is the loop's first input, so positions 0 .. P - 1 are run here.
     return split_heads((jax.lax.fori_loop(0, -(-prompt_frames // PREFILL_SIZE), run, cache), cross))
-
-
-def _two_lanes(x: jax.Array) -> jax.Array:
-    """[B, ...] -> [2B, ...]: a clip's unconditional and conditional lane, side by side."""
-    return jnp.repeat(x, 2, axis=0)
 
 
 # --- The loop --------------------------------------------------------------------------------------------------------
@@ -294,35 +292,53 @@ def decode_chunk(
         max_steps: at most `steps_per_call`.
     """
     model = nnx.merge(graphdef, params)
+    begins = state.slots.position
+    # Only what the call can reach goes through the loop, so that a step reads and writes it at one place for all clips.
+    window = _each(jax.lax.dynamic_slice_in_dim)(state.slots.grid, begins, steps_per_call(model.config) + 1)
 
-    # The positions count the steps: a clip that is not done advances by one in each.
-    stop = state.slots.position + max_steps
+    def unfinished(carry: tuple[jax.Array, jax.Array, DecodeState]) -> jax.Array:
+        steps, _, state = carry
+        return (steps < jnp.minimum(max_steps, window.shape[1] - 1)) & ~jnp.all(state.slots.done)
 
-    def unfinished(state: DecodeState) -> jax.Array:
-        return jnp.any(~state.slots.done & (state.slots.position < stop))
+    def step(carry: tuple[jax.Array, jax.Array, DecodeState]) -> tuple[jax.Array, jax.Array, DecodeState]:
+        steps, window, state = carry
+        return steps + 1, *_step(model, constants, steps, window, state)
 
-    state = jax.lax.while_loop(unfinished, functools.partial(_step, model, constants), state)
-    slots, window = state.slots, steps_per_call(model.config)
-    starts = jnp.maximum(slots.position + 1 - window, 0)
-    tokens = jax.vmap(lambda grid, start: jax.lax.dynamic_slice_in_dim(grid, start, window))(slots.grid, starts)
+    _, window, state = jax.lax.while_loop(unfinished, step, (jnp.int32(0), window, state))
+    slots = state.slots
+    grid = _each(jax.lax.dynamic_update_slice_in_dim)(slots.grid, window, begins)
+    state = dataclasses.replace(state, slots=dataclasses.replace(slots, grid=grid))
     numbers = jnp.stack([slots.position, slots.end, slots.done.astype(jnp.int32), slots.failed.astype(jnp.int32)])
-    return split_heads(state), Progress(numbers, tokens)
+    return split_heads(state), Progress(numbers, window[:, 1:])
 
 
-def _step(model: DiaModel, constants: list[jax.Array], state: DecodeState) -> DecodeState:
+def _each(function: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+    """The function for each clip, along the axis of time; numbers are the same for all."""
+
+    def apply(*arguments: Any) -> jax.Array:
+        axes = tuple(None if isinstance(each, int) else 0 for each in arguments)
+        return jax.vmap(functools.partial(function, axis=0), in_axes=axes)(*arguments)
+
+    return apply
+
+
+def _step(
+    model: DiaModel, constants: list[jax.Array], steps: jax.Array, window: jax.Array, state: DecodeState
+) -> tuple[jax.Array, DecodeState]:
     config, slots = model.config, state.slots
-    clips = jnp.arange(len(slots.position))
-    tokens = _two_lanes(slots.grid[clips, slots.position][:, None])  # [2B, 1, C]
+    # A clip that is done stays where it is, and what the window holds for it may be free.
+    tokens = jnp.maximum(jax.lax.dynamic_slice_in_dim(window, steps, 1, axis=1), 0)  # [B, 1, C]
     hidden, cache = model.decoder(
-        tokens, _two_lanes(slots.position), state.cross, slots.text_mask, state.cache, unconditional=constants
+        tokens, slots.position, state.cross, slots.text_mask, state.cache, unconditional=constants
     )
-    logits = model.decoder.logits(hidden)[:, 0].reshape(-1, 2, config.decoder.num_channels, config.decoder.vocab_size)
+    logits = model.decoder.logits(hidden)[:, 0]
+    uncond, cond = logits.reshape(2, -1, *logits.shape[1:])  # [B, C, V] each
 
     position = slots.position + 1
     draw = functools.partial(sample, eos_token_id=config.eos_token_id, variant=config.variant)
     drawn = jax.vmap(
-        lambda logits, key, position, settings: draw(logits[0], logits[1], jax.random.fold_in(key, position), settings)
-    )(logits, slots.key, position, slots.settings)  # [B, C]
+        lambda uncond, cond, key, position, settings: draw(uncond, cond, jax.random.fold_in(key, position), settings)
+    )(uncond, cond, slots.key, position, slots.settings)  # [B, C]
 
     ends = (drawn[:, 0] == config.eos_token_id) | (position >= slots.limit)
     end = jnp.where(ends, jnp.minimum(slots.end, position), slots.end)
@@ -330,20 +346,19 @@ def _step(model: DiaModel, constants: list[jax.Array], state: DecodeState) -> De
     drawn = jnp.where(position[:, None] == channel_end, config.eos_token_id, drawn)
     drawn = jnp.where(position[:, None] > channel_end, config.pad_token_id, drawn)
 
-    given = slots.grid[clips, position]
+    given = jax.lax.dynamic_index_in_dim(window, steps + 1, axis=1, keepdims=False)
     new = jnp.where((given == FREE) & ~slots.done[:, None], drawn, given)
     # A sum is finite only if both its terms are.
-    finite = jnp.isfinite(logits[:, 0] + logits[:, 1]).all(axis=-1)  # [B, C]
+    finite = jnp.isfinite(uncond + cond).all(axis=-1)  # [B, C]
     failed = slots.failed | (~slots.done & jnp.any(~finite, axis=1))
     slots = dataclasses.replace(
         slots,
-        grid=slots.grid.at[clips, position].set(new),
         position=jnp.where(slots.done, slots.position, position),
         end=jnp.where(slots.done, slots.end, end),
         done=slots.done | failed | (position >= last_position(end, config)),
         failed=failed,
     )
-    return DecodeState(slots, cache, state.cross)
+    return jax.lax.dynamic_update_index_in_dim(window, new, steps + 1, axis=1), DecodeState(slots, cache, state.cross)
 
 
 def last_position(end: Any, config: DiaConfig) -> Any:

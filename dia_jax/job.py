@@ -83,9 +83,9 @@ class Job(concurrent.futures.Future):
         return last_position(min(self._end, self._limit), self._config)
 
     def read(self, position: int, end: int, tokens: np.ndarray) -> None:
-        """Takes over the grid up to `position`, whose last positions are `tokens`."""
-        first, begin, stop = max(position + 1 - len(tokens), 0), self._position + 1, position + 1
-        self._grid[begin:stop] = tokens[begin - first : stop - first]
+        """Takes over the grid up to `position`; `tokens` follow what was taken before."""
+        begin, stop = self._position + 1, position + 1
+        self._grid[begin:stop] = tokens[: stop - begin]
         self._position, self._end = position, end
         # A frame is complete when its last channel is drawn.
         start, stop = len(self.request.prompt) + len(self.codes), min(position - self._config.max_delay, end - 1)

@@ -5,7 +5,7 @@ and file I/O live elsewhere; how attention and products run on each backend is i
 reference's names (encoder.layers.0.self_attention.q_proj).
 
 Dimensions:
-    R lanes of a batch (two for each clip while decoding: unconditional, conditional)
+    R lanes of a batch (two for each clip while decoding: first all unconditional ones, then the conditional)
     T decoder time   S key positions (bytes of text, or positions of the cache)
     C channels       V vocabulary of a channel
     D model          F mlp
@@ -205,12 +205,7 @@ class DecoderLayer(nnx.Module):
         """See `Decoder.__call__`; `cross` holds the layer's keys and values with their mask."""
         out, kv = self.attend_self(x, angles, cache, start)
         x = x + out
-        if unconditional is None:
-            x = x + self.attend_cross(x, cross_angles, cross)
-        else:
-            out = self.attend_cross(x, cross_angles, cross, slice(1, None, 2))
-            both = jnp.stack([jnp.broadcast_to(unconditional, out.shape), out], axis=1)
-            x = x + both.reshape(x.shape)
+        x = x + self.attend_cross(x, cross_angles, cross, unconditional)
         return x + self.mlp(self.pre_mlp_norm(x)), kv
 
     def attend_self(self, x: jax.Array, angles: Angles, cache: KV | None, start: jax.Array) -> tuple[jax.Array, KV]:
@@ -225,15 +220,18 @@ class DecoderLayer(nnx.Module):
         return attention.o_proj(out), kv
 
     def attend_cross(
-        self, x: jax.Array, angles: Angles | None, cross: tuple[KV, jax.Array], lanes: slice = slice(None)
+        self, x: jax.Array, angles: Angles | None, cross: tuple[KV, jax.Array], unconditional: jax.Array | None = None
     ) -> jax.Array:
-        """Cross-attention of `lanes`, float32 [R, T, D] in and out."""
-        return self.cross_attention.o_proj(attend(self.cross_queries(x, angles, lanes), cross))
+        """Cross-attention, float32 [R, T, D] in and out; with `unconditional`, that is the first half's."""
+        if unconditional is None:
+            return self.cross_attention.o_proj(attend(self.cross_queries(x, angles), cross))
+        out = self.cross_attention.o_proj(attend(self.cross_queries(x, angles, len(x) // 2), cross))
+        return jnp.concatenate([jnp.broadcast_to(unconditional, out.shape), out])
 
-    def cross_queries(self, x: jax.Array, angles: Angles | None, lanes: slice = slice(None)) -> jax.Array:
-        """Cross-attention queries of `lanes`, float32 [R, T, N, H], from the stream after self-attention."""
+    def cross_queries(self, x: jax.Array, angles: Angles | None, first: int = 0) -> jax.Array:
+        """Cross-attention queries, float32 [R, T, N, H], from the stream after self-attention; from lane `first` on."""
         # All lanes are normed: of a single row XLA would make two kernels on a GPU.
-        return self.cross_attention.queries(self.pre_ca_norm(x)[lanes], angles)
+        return self.cross_attention.queries(self.pre_ca_norm(x)[first:], angles)
 
 
 class Decoder(nnx.Module):
@@ -291,23 +289,25 @@ class Decoder(nnx.Module):
         """Runs positions start[r] .. start[r] + T - 1 of the grid.
 
         Args:
-            tokens: int [R, T, C].
-            start: int [R], the position of each lane's first token.
+            tokens: int [R, T, C]; [R / 2, T, C] with `unconditional`.
+            start: int [R] or [R / 2] likewise, the position of each lane's first token.
             cross: from `cross_cache`.
             text_mask: bool [R, S_text], False where the script is padded.
             cache: keys and values of the positions before, [R, K, S, H] for each layer, S >= start + T; without it the
                 call attends to its own positions alone.
-            unconditional: from `without_script`, if every other lane, beginning with the first, has an empty script;
-                `cross` and `text_mask` then hold the rest of the lanes, R / 2.
+            unconditional: from `without_script`. Each row of `tokens`, `start`, `cross` and `text_mask` then has two
+                lanes: the first half of the lanes, without a script, and the second half, with it.
 
         Returns:
             float32 [R, T, D], normed, ready for `logits`; and the caches with the new positions written in.
         """
         positions = start[:, None] + jnp.arange(tokens.shape[1])  # [R, T]
+        cross_angles = self.cross_angles(positions)
         # Without this, XLA would split the residual stream, and gather it before each product.
         x = replicate(self.embed(tokens))
+        if unconditional is not None:
+            x, start, positions = (jnp.concatenate([each, each]) for each in (x, start, positions))
         angles = rope_angles(positions, self.config.head_dim, self.config.rope_theta)
-        cross_angles = self.cross_angles(positions if unconditional is None else positions[1::2])
         new_cache = []
         for i, layer in enumerate(self.layers):
             before = None if cache is None else cache[i]

@@ -4,7 +4,7 @@ Knows arrays and backends. Knows no modules, no config and no loop. `model.py` c
 formulas for granted can skip this file.
 
 Dimensions:
-    R lanes of a batch (two for each clip while decoding: unconditional, conditional)
+    R lanes of a batch (two for each clip while decoding)
     T decoder time   S key positions
     N query heads    K key/value heads    G = N / K    H head_dim
 

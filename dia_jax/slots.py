@@ -125,18 +125,23 @@ def resize(
 @functools.partial(jax.jit, donate_argnums=0)
 def _put(everything: Any, one: Any, slot: jax.Array) -> Any:
     """Writes the arrays of one clip into those of a batch, which have one lane a clip or two."""
-    written = jax.tree.map(
-        lambda all_, new: jax.lax.dynamic_update_slice_in_dim(all_, new, slot * new.shape[0], axis=0), everything, one
-    )
-    return split_heads(written)
+
+    def write(everything: jax.Array, one: jax.Array) -> jax.Array:
+        lanes = everything.reshape(len(one), -1, *everything.shape[1:])
+        return jax.lax.dynamic_update_slice_in_dim(lanes, one[:, None], slot, axis=1).reshape(everything.shape)
+
+    return split_heads(jax.tree.map(write, everything, one))
 
 
 @functools.partial(jax.jit, static_argnums=2)
 def _take(everything: Any, slots: jax.Array, batch: int) -> Any:
     """The clips of some slots; an arbitrary one for a negative slot."""
     slots = jnp.maximum(slots, 0)
-    taken = jax.tree.map(lambda x: x.reshape(batch, -1, *x.shape[1:])[slots].reshape(-1, *x.shape[1:]), everything)
-    return split_heads(taken)
+
+    def take(x: jax.Array) -> jax.Array:
+        return x.reshape(-1, batch, *x.shape[1:])[:, slots].reshape(-1, *x.shape[1:])
+
+    return split_heads(jax.tree.map(take, everything))
 
 
 @jax.jit

@@ -75,7 +75,9 @@ def start(dia: Dia, settings: Sequence[SamplingSettings] = (SAMPLING,) * 3) -> D
 
 
 def run(dia: Dia, state: DecodeState, steps: int) -> DecodeState:
-    return decode_chunk(*weights(dia), state, np.int32(steps))[0]
+    for done in range(0, steps, longest := steps_per_call(dia.config)):
+        state = decode_chunk(*weights(dia), state, np.int32(min(steps - done, longest)))[0]
+    return state
 
 
 @pytest.mark.parametrize("steps", [1, 7, 1000])
