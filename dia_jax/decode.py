@@ -295,15 +295,13 @@ def decode_chunk(
     """
     model = nnx.merge(graphdef, params)
 
-    def unfinished(carry: tuple[jax.Array, DecodeState]) -> jax.Array:
-        steps, state = carry
-        return (steps < max_steps) & ~jnp.all(state.slots.done)
+    # The positions count the steps: a clip that is not done advances by one in each.
+    stop = state.slots.position + max_steps
 
-    def step(carry: tuple[jax.Array, DecodeState]) -> tuple[jax.Array, DecodeState]:
-        steps, state = carry
-        return steps + 1, _step(model, constants, state)
+    def unfinished(state: DecodeState) -> jax.Array:
+        return jnp.any(~state.slots.done & (state.slots.position < stop))
 
-    state = jax.lax.while_loop(unfinished, step, (jnp.int32(0), state))[1]
+    state = jax.lax.while_loop(unfinished, functools.partial(_step, model, constants), state)
     slots, window = state.slots, steps_per_call(model.config)
     starts = jnp.maximum(slots.position + 1 - window, 0)
     tokens = jax.vmap(lambda grid, start: jax.lax.dynamic_slice_in_dim(grid, start, window))(slots.grid, starts)
@@ -334,7 +332,9 @@ def _step(model: DiaModel, constants: list[jax.Array], state: DecodeState) -> De
 
     given = slots.grid[clips, position]
     new = jnp.where((given == FREE) & ~slots.done[:, None], drawn, given)
-    failed = slots.failed | (~slots.done & ~jnp.isfinite(logits).all(axis=(1, 2, 3)))
+    # A sum is finite only if both its terms are.
+    finite = jnp.isfinite(logits[:, 0] + logits[:, 1]).all(axis=-1)  # [B, C]
+    failed = slots.failed | (~slots.done & jnp.any(~finite, axis=1))
     slots = dataclasses.replace(
         slots,
         grid=slots.grid.at[clips, position].set(new),

@@ -109,12 +109,11 @@ def attend(q: jax.Array, *parts: tuple[KV, jax.Array]) -> jax.Array:
     weights = [jnp.exp(part - highest) for part in scores]
     add = functools.partial(functools.reduce, jnp.add)
     total = add([part.sum(axis=-1, keepdims=True) for part in weights])
-    # The product is divided by the total afterwards: it has fewer elements than the weights.
     mix = functools.partial(
         jnp.einsum, "RKGTS,RKSH->RKGTH", precision=precision(dtype), preferred_element_type=jnp.float32
     )
-    out = add([mix(part.astype(dtype), kv.v) for part, (kv, _) in zip(weights, parts, strict=True)])
-    return (out / total).transpose(0, 3, 1, 2, 4).reshape(lanes, time, heads * head_dim)
+    out = add([mix((part / total).astype(dtype), kv.v) for part, (kv, _) in zip(weights, parts, strict=True)])
+    return out.transpose(0, 3, 1, 2, 4).reshape(lanes, time, heads * head_dim)
 
 
 def causal_mask(time: int) -> jax.Array:
@@ -139,8 +138,8 @@ def attend_with_cache(q: jax.Array, cache: KV, new: KV, start: jax.Array) -> tup
         cache,
         new,
         start,
-        cpu=_write_then_attend,
-        cuda=functools.partial(_attend_then_write, write=_write_by_scatter),
+        cpu=functools.partial(_write_then_attend, write=_write_by_lane),
+        cuda=functools.partial(_write_then_attend, write=_write_by_scatter),
         default=functools.partial(_attend_then_write, write=_write_by_lane),
     )
 
@@ -153,12 +152,15 @@ def _attend_then_write(q: jax.Array, cache: KV, new: KV, start: jax.Array, *, wr
     # would update it in its fast memory and copy all of it back: a quarter more bytes at 16 clips.
     before = jnp.arange(cache.k.shape[2]) < start[:, None]
     out = attend(q, (cache, before[:, None]), (new, causal_mask(q.shape[1])))
+    # The write waits for the attention, for the same reason: otherwise it may hit the copy that attention reads.
+    out, new = jax.lax.optimization_barrier((out, new))
     return out, write(cache, new, start)
 
 
-def _write_then_attend(q: jax.Array, cache: KV, new: KV, start: jax.Array) -> tuple[jax.Array, KV]:
-    # XLA's CPU backend does not order the read before the write, and would copy the cache to be safe.
-    cache = _write_by_lane(cache, new, start)
+def _write_then_attend(q: jax.Array, cache: KV, new: KV, start: jax.Array, *, write: Write) -> tuple[jax.Array, KV]:
+    # XLA's CPU backend does not order the read before the write, and would copy the cache to be safe. On a GPU, scores
+    # in one part make the softmax one kernel.
+    cache = write(cache, new, start)
     positions = start[:, None] + jnp.arange(q.shape[1])  # [R, T]
     return attend(q, (cache, jnp.arange(cache.k.shape[2]) <= positions[..., None])), cache
 

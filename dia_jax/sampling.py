@@ -32,9 +32,8 @@ def candidate_logits(
     channels = jnp.arange(cond.shape[0])[:, None]
     # Only channel 0 may end a clip, and ids above EOS are never drawn.
     allowed = (ids < eos_token_id) | ((ids == eos_token_id) & (channels == 0))
-    # Broadcast after a barrier, or XLA would multiply by the rounded reciprocal, and large logits be off by one ulp.
-    temperature = jnp.where(settings.temperature > 0, settings.temperature, 1.0)
-    temperature = jax.lax.optimization_barrier(jnp.broadcast_to(temperature, cond.shape))
+    # Not a plain broadcast, or XLA would multiply by the rounded reciprocal, and large logits be off by one ulp.
+    temperature = jnp.where(allowed & (settings.temperature > 0), settings.temperature, 1.0)
 
     if variant == "0626":
         logits = jnp.where(_is_top_k(guided, settings.cfg_filter_top_k) & allowed, cond, -jnp.inf) / temperature
