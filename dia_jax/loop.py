@@ -164,6 +164,7 @@ class Loop:
                 self._collect(call)
         except Exception as error:
             self._recover(before, error)
+            return True  # nothing is left here, but jobs may wait in the queue, which only a turn looks at
         busy = bool(self._taken or self._batches or self._calls)
         if not busy:
             self._prefilled = None

@@ -290,6 +290,23 @@ def test_a_call_that_fails_fails_what_ran_and_nothing_else(fresh: Dia, monkeypat
         fresh.generate_codes(TEXT, seed=0, max_tokens=60)
 
 
+def test_what_waits_behind_a_call_that_fails_is_made(fresh: Dia, monkeypatch: pytest.MonkeyPatch):
+    """Also where the turn of that call has taken nothing from the queue."""
+    calls, run, made = itertools.count(), loop.decode_chunk, []
+
+    def second_fails(*args):
+        if next(calls) == 1:
+            raise Broken("RESOURCE_EXHAUSTED")
+        return run(*args)
+
+    monkeypatch.setattr(loop, "decode_chunk", second_fails)
+    options = {"seed": 1, "max_tokens": 100, "batch_size": 1, "return_errors": True} | HOT
+    caller = threading.Thread(target=lambda: made.extend(fresh.generate_codes([TEXT] * 3, **options)), daemon=True)
+    caller.start()
+    caller.join(60)
+    assert [isinstance(each, np.ndarray) for each in made] == [False, True, True]
+
+
 def test_a_prefill_that_fails_leaves_those_that_run_alone(fresh: Dia, monkeypatch: pytest.MonkeyPatch):
     run = loop.prefill
 
