@@ -169,8 +169,12 @@ def _write_by_lane(cache: KV, new: KV, start: jax.Array) -> KV:
     """One update a lane: a vmapped update would be a scatter, which TPUs run as a loop over a copy of the cache."""
 
     def write(cache: jax.Array, new: jax.Array) -> jax.Array:
+        # A TPU pads [K, 1, H] to many times its size, and each slice would read all of it.
+        flat = jax.lax.optimization_barrier(new.reshape(len(new), -1))
         for lane in range(cache.shape[0]):
-            cache = jax.lax.dynamic_update_slice(cache, new[lane : lane + 1], (lane, 0, start[lane], 0))
+            cache = jax.lax.dynamic_update_slice(
+                cache, flat[lane].reshape(1, *new.shape[1:]), (lane, 0, start[lane], 0)
+            )
         return cache
 
     return jax.tree.map(write, cache, new)
