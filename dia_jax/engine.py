@@ -79,11 +79,14 @@ class Engine:
         job.chunk_sizes = (min(first_frames << min(i, 32), max_frames) for i in itertools.count())
         return self._start(job)
 
-    def compile(self, request: Request, *, batch_size: int) -> None:
-        """Compiles, and keeps, every program that up to `batch_size` clips like this one can need on each device."""
+    def compile(self, request: Request, *, batch_size: int) -> int:
+        """Compiles, and keeps, every program that up to `batch_size` clips like this one can need on each device.
+
+        Returns:
+            the number of programs of `decode_chunk` among them.
+        """
         with concurrent.futures.ThreadPoolExecutor(len(self.loops)) as pool:
-            for done in [pool.submit(loop.compile, request, batch_size) for loop in self.loops]:
-                done.result()
+            return sum(pool.map(lambda loop: loop.compile(request, batch_size), self.loops))
 
     @property
     def is_idle(self) -> bool:
