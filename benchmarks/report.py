@@ -30,7 +30,7 @@ def collect(*, small: bool, frames: int = 60, batches: Sequence[int] | None = No
         batches: clips that are decoded together. None: 1, and on an accelerator 16.
         turns: `steps` and `rounds` of `speed.measure`.
     """
-    dtype = default_dtype()
+    dtype = default_dtype(jax.devices()[0])
     checks = parity.check(small=small, frames=frames)
     if dtype != "float32":
         checks += parity.check(small=small, frames=frames, dtype=dtype)

@@ -165,7 +165,7 @@ class Ours:
 
     def __init__(self, config: DiaConfig, variant: str, codec: Codec):
         self.name = f"dia_jax {variant}"
-        dtype = default_dtype() if variant == "int8" else variant
+        dtype = default_dtype(jax.devices()[0]) if variant == "int8" else variant
         graphdef, params = random_params(config, dtype=dtype)
         if variant == "int8":
             model = nnx.merge(graphdef, params)
@@ -285,8 +285,9 @@ def measure(
         what is written as JSON, less the machine.
     """
     accelerated = jax.default_backend() != "cpu"
-    variants = variants or ([default_dtype(), "int8"] if accelerated else ["float32", "bfloat16", "int8"])
-    other_dtypes = other_dtypes or ([default_dtype()] if accelerated else ["float32", "bfloat16"])
+    usual = default_dtype(jax.devices()[0])
+    variants = variants or ([usual, "int8"] if accelerated else ["float32", "bfloat16", "int8"])
+    other_dtypes = other_dtypes or ([usual] if accelerated else ["float32", "bfloat16"])
     batches = batches or ([1, 4, 16, 64] if accelerated else [1, 4])
     steps = steps or (200 if accelerated else 12)
     rounds = rounds or (5 if accelerated else 4)

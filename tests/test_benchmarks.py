@@ -19,7 +19,6 @@ ROOT = Path(__file__).parent.parent
         ("quality.py", ["--small", "--rows", "16"]),
         ("training.py", ["--small", "--clips", "2"]),
         ("batch.py", ["--small"]),
-        ("devices.py", ["--small"]),
         ("memory.py", ["--small", "--layouts", "orbax", "--dtypes", "float32"]),
     ],
 )
