@@ -9,7 +9,7 @@ Needs no GPU and no driver: the plugin (of the version of jax) compiles for a GP
 comes with nvcc's package. An environment of its own, since JAX would look for a GPU wherever the plugin is installed.
 
 XLA chooses among cuBLAS, Triton and their tiles by trying them out on the card; without one it takes the first, so
-a real card's program may differ in its products. Bytes are counted by `gpu_hlo.py`, which says how. The floor is what a
+a real card's program may differ in its products. Bytes are counted by `hlo.py`, which says how. The floor is what a
 step must read: the decoder's kernels and both caches. Kernels are what the GPU is told to run in a step; those that XLA
 records in a command buffer (a CUDA graph) are launched by the host all at once.
 
@@ -32,7 +32,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-import gpu_hlo
+import hlo
 import jax
 from compiled import RESULTS, lower_decode, write_compiled
 from jax.experimental import topologies
@@ -182,7 +182,7 @@ def examine(target: str, batch: int, kernels: str, *, config: DiaConfig, rows: i
     program, thunks, rules = compile_and_list(lowered)
     seconds = time.perf_counter() - began
 
-    step = gpu_hlo.step_of(program.as_text(), cache_elements=math.prod(state.cache[0].k.shape))
+    step = hlo.step_of(program.as_text(), cache_elements=math.prod(state.cache[0].k.shape))
     floor = sum(step_bytes(params, state).values())
     memory: Any = program.memory_analysis()
     total = memory.argument_size_in_bytes + memory.temp_size_in_bytes
@@ -202,7 +202,7 @@ def examine(target: str, batch: int, kernels: str, *, config: DiaConfig, rows: i
         "relayouts": step.relayouts,
         "launches": launches,
         "launches_by_kind": dict(step.kernels.most_common()),
-        "command_buffers": gpu_hlo.launches_by_buffer(thunks) | rules,
+        "command_buffers": hlo.launches_by_buffer(thunks) | rules,
         "compile_s": seconds,
         "good": total < card.memory
         and step.moved <= most_moved * floor

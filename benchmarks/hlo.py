@@ -1,6 +1,8 @@
-"""What a step of a loop does, from the text of a program that XLA has optimised for a GPU: bytes, kernels, copies.
+"""What a step of a loop does, from the text of a program that XLA has optimised: bytes, kernels, copies.
 
-Knows the text only, no JAX. XLA's own cost analysis gives nothing for a GPU that is not there.
+Knows the text only, no JAX. XLA's own cost analysis gives nothing for a GPU that is not there; for a TPU it counts what
+stays in the fast memory on the chip as if it crossed the memory bus, and a table of which a few rows are looked up as
+if it were read whole.
 
 What is counted:
 
@@ -9,6 +11,8 @@ What is counted:
 - A launch reads each operand once, however many of its threads do: what is read again comes from the GPU's cache. Of
   an operand that is only sliced or gathered from, it reads what is taken; of one that is updated in place, nothing.
 - It writes its results once; of an array updated in place, the update.
+- On a TPU, what lies in the memory on the chip, space S(1), costs nothing. A fetch into it reads what is fetched, once,
+  and what is written back from it is written.
 - cuBLAS's workspace does not count. What is held in registers inside a fusion does not either.
 """
 
@@ -31,11 +35,17 @@ BIG = 1_000_000
 class Array:
     kind: str
     elements: int
+    on_chip: bool = False
+
+    @property
+    def whole(self) -> int:
+        """In bytes."""
+        return self.elements * ITEM_BYTES.get(self.kind, 0)
 
     @property
     def size(self) -> int:
-        """In bytes."""
-        return self.elements * ITEM_BYTES.get(self.kind, 0)
+        """In bytes of the main memory."""
+        return 0 if self.on_chip else self.whole
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,10 +98,10 @@ def _operation(line: str) -> tuple[bool, Operation]:
     literal = opcode in ("parameter", "constant")
     operands = (inner,) if literal else tuple(re.findall(r"%[\w.\-]+", inner))
     arrays = tuple(
-        Array(kind, math.prod(int(size) for size in sizes.split(",") if size))
-        for kind, sizes in re.findall(r"\b([a-z]+[0-9]*)\[([\d,]*)\]", shape)
+        Array(kind, math.prod(int(size) for size in sizes.split(",") if size), "S(" in layout)
+        for kind, sizes, layout in re.findall(r"\b([a-z]+[0-9]*)\[([\d,]*)\](\{[^}]*\})?", shape)
     )
-    shape = re.sub(r"\{[\d,]*\}|/\*.*?\*/", "", shape)
+    shape = re.sub(r"\{.*?\}|/\*.*?\*/", "", shape)
     return bool(root), Operation(name, opcode, shape, arrays, operands, rest[end:])
 
 
@@ -122,10 +132,19 @@ def bytes_read(program: Program, computation: Computation, name: str) -> int:
 def _read_by(program: Program, computation: Computation, user: Operation, place: int) -> int:
     if user.opcode == "bitcast":
         return bytes_read(program, computation, user.name)
+    if user.opcode.endswith("-done"):
+        return 0
+    if user.opcode == "slice-start":  # its results are the source, what is fetched, and a flag
+        return user.arrays[1].whole if computation[user.operands[0]].size else 0
     if user.opcode == "fusion":
         called = program[user.called("calls")]
         parameter = next(op.name for op in called.values() if op.opcode == "parameter" and op.operands == (str(place),))
-        return bytes_read(program, called, parameter)
+        root = list(called.values())[-1]
+        while root.opcode == "bitcast":
+            root = called[root.operands[0]]
+        if root.name == parameter:  # another name for it
+            return bytes_read(program, computation, user.name)
+        return min(bytes_read(program, called, parameter), computation[user.operands[place]].size)
     if user.opcode in PICKS and place == 0:
         return user.size
     if user.opcode == "tuple" or (user.opcode in UPDATES and place == 0):
@@ -138,6 +157,12 @@ def arrays_written(program: Program, computation: Computation, operation: Operat
     if operation.opcode == "fusion":
         called = program[operation.called("calls")]
         return arrays_written(program, called, list(called.values())[-1])
+    if operation.opcode.endswith("-done"):
+        return []
+    if operation.opcode == "copy-start":  # its results are the target, the source, and a flag
+        return [operation.arrays[0]]
+    if operation.opcode == "slice-start":
+        return [operation.arrays[1]]
     if operation.opcode in ("bitcast", "tuple"):
         return [a for name in operation.operands for a in arrays_written(program, computation, computation[name])]
     if operation.opcode in UPDATES:
@@ -206,7 +231,7 @@ def _account(program: Program, computation: Computation, cache_elements: int) ->
         step.moved += sum(array.size for array in written)
         step.moved += sum(_read_by(program, computation, op, place) for place in range(len(op.operands)))
         moved = (op.name, op.shape, sum(array.size for array in written))
-        if any(array.elements == cache_elements for array in written):
+        if any(array.elements == cache_elements and not array.on_chip for array in written):
             step.copies.append(moved)
         elif _lays_out_anew(program, computation, op, written):
             step.relayouts.append(moved)
