@@ -72,7 +72,7 @@ def collectives_in_loop(hlo: str) -> dict[str, tuple[int, int]]:
 def copies_in_loop(hlo: str) -> list[tuple[str, tuple[int, ...], int]]:
     """Operations of the loop's body that write 1 MB or more to the main memory and only move it: name, shape, bytes.
 
-    Fetching into the on-chip memory, space S(1), is none of them.
+    Fetching into the on-chip memory, space S(1), is none of them; writing back from there has the name "write-back".
     """
     found = []
     for line in loop_body(hlo):
@@ -84,7 +84,8 @@ def copies_in_loop(hlo: str) -> list[tuple[str, tuple[int, ...], int]]:
             shape = tuple(int(size) for size in match[3].split(",") if size)
             size = math.prod(shape) * ITEM_BYTES[match[2]]
             if size >= BIG:
-                found.append((match[4], shape, size))
+                from_chip = match[4] == "copy-start" and "S(1)" in line.split(" copy-start(")[0]
+                found.append(("write-back" if from_chip else match[4], shape, size))
     return found
 
 
@@ -106,9 +107,9 @@ def examine(
     cache_size = math.prod(state.cache[0].k.shape) // chips
     copies = copies_in_loop(text)
     weight_sizes = {math.prod(value.sharding.shard_shape(value.shape)) for value in decoder_weights(params)}
-    cache_copies = [copy for copy in copies if math.prod(copy[1]) == cache_size]
+    cache_copies = [copy for copy in copies if math.prod(copy[1]) == cache_size and copy[0] != "write-back"]
     relayouts = [copy for copy in copies if math.prod(copy[1]) in weight_sizes]
-    written_back = sum(size for _, _, size in copies)
+    written_back = sum(size for name, _, size in copies if name == "write-back")
     moved = step_of(text, cache_elements=cache_size).moved
     in_place = memory.alias_size_in_bytes >= step_bytes(params, state)["self cache"]
     collectives = collectives_in_loop(text)
