@@ -248,7 +248,7 @@ def _lays_out_anew(program: Program, computation: Computation, op: Operation, wr
             source = computation[source.operands[0]]
         if source.opcode == "get-tuple-element" and computation[source.operands[0]].opcode == "parameter":
             large = source.size >= BIG and bytes_read(program, computation, name) == source.size
-            if large and any(array.elements >= source.arrays[0].elements for array in written):
+            if large and any(a.elements >= source.arrays[0].elements and not a.on_chip for a in written):
                 return True
     return False
 

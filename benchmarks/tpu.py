@@ -38,7 +38,7 @@ from hlo import ITEM_BYTES, step_of
 from jax.experimental import topologies
 
 from dia_jax import DiaConfig
-from dia_jax.decode import decoder_weights, step_bytes
+from dia_jax.decode import step_bytes
 from dia_jax.untrained import SMALL_DIA
 
 TOPOLOGIES = {"v5e": "v5e:2x2", "v4": "v4:2x2x1", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2"}
@@ -106,11 +106,10 @@ def examine(
     total = memory.argument_size_in_bytes + memory.temp_size_in_bytes
     cache_size = math.prod(state.cache[0].k.shape) // chips
     copies = copies_in_loop(text)
-    weight_sizes = {math.prod(value.sharding.shard_shape(value.shape)) for value in decoder_weights(params)}
     cache_copies = [copy for copy in copies if math.prod(copy[1]) == cache_size and copy[0] != "write-back"]
-    relayouts = [copy for copy in copies if math.prod(copy[1]) in weight_sizes]
     written_back = sum(size for name, _, size in copies if name == "write-back")
-    moved = step_of(text, cache_elements=cache_size).moved
+    step = step_of(text, cache_elements=cache_size)
+    moved, relayouts = step.moved, step.relayouts
     in_place = memory.alias_size_in_bytes >= step_bytes(params, state)["self cache"]
     collectives = collectives_in_loop(text)
     return {
