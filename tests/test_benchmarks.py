@@ -1,4 +1,7 @@
-"""The benchmarks run as they are, at tiny sizes: what they print is not judged here."""
+"""The benchmarks run as they are, at tiny sizes: what they print is not judged here.
+
+parity.py and speed.py run in test_notebooks.py, as parts of notebooks/parity.ipynb.
+"""
 
 import json
 import subprocess
@@ -13,8 +16,6 @@ ROOT = Path(__file__).parent.parent
 @pytest.mark.parametrize(
     ("script", "options"),
     [
-        ("parity.py", ["--small", "--frames", "20"]),
-        ("speed.py", ["--small", "--rounds", "1", "--steps", "5", "--batches", "1", "2"]),
         ("startup.py", ["--small"]),
         ("quality.py", ["--small", "--rows", "16"]),
         ("training.py", ["--small", "--clips", "2"]),
