@@ -72,7 +72,7 @@ def collectives_in_loop(hlo: str) -> dict[str, tuple[int, int]]:
 def copies_in_loop(hlo: str) -> list[tuple[str, tuple[int, ...], int]]:
     """Operations of the loop's body that write 1 MB or more to the main memory and only move it: name, shape, bytes.
 
-    Fetching into the on-chip memory, space S(1), is none of them; writing back from there has the name "write-back".
+    Fetching into a memory on the chip, space S(1) and the like, is none of them; writing back from there has the name "write-back".
     """
     found = []
     for line in loop_body(hlo):
@@ -80,11 +80,12 @@ def copies_in_loop(hlo: str) -> list[tuple[str, tuple[int, ...], int]]:
         match = re.match(
             r"\s+(?:ROOT )?%\S+ = \(?((\w+)\[([\d,]*)\]\S*).*? (copy|copy-start|transpose|reshape)\(", line
         )
-        if match and match[2] in ITEM_BYTES and "S(1)" not in match[1]:
+        if match and match[2] in ITEM_BYTES and "S(" not in match[1]:
             shape = tuple(int(size) for size in match[3].split(",") if size)
             size = math.prod(shape) * ITEM_BYTES[match[2]]
             if size >= BIG:
-                from_chip = match[4] == "copy-start" and "S(1)" in line.split(" copy-start(")[0]
+                # The flag is a scalar in a memory of its own.
+                from_chip = match[4] == "copy-start" and re.search(r"\[[\d,]+\]\{\S*S\(", line.split(" copy-start(")[0])
                 found.append(("write-back" if from_chip else match[4], shape, size))
     return found
 

@@ -5,7 +5,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 python3 -m venv .venv-oldest
 .venv-oldest/bin/pip install --quiet torch==2.13.0
-.venv-oldest/bin/pip install --quiet -c tests/oldest.txt -e . transformers pytest hypothesis
+.venv-oldest/bin/pip install --quiet -c tests/oldest.txt -e '.[train]' transformers pytest hypothesis
 cd tests
 ../.venv-oldest/bin/python -m pytest -q \
   test_checkpoint.py test_dac.py test_devices.py test_parity.py test_quantize.py test_stream.py \
