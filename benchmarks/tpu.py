@@ -72,7 +72,8 @@ def collectives_in_loop(hlo: str) -> dict[str, tuple[int, int]]:
 def copies_in_loop(hlo: str) -> list[tuple[str, tuple[int, ...], int]]:
     """Operations of the loop's body that write 1 MB or more to the main memory and only move it: name, shape, bytes.
 
-    Fetching into a memory on the chip, space S(1) and the like, is none of them; writing back from there has the name "write-back".
+    Fetching into a memory on the chip, space S(1) and the like, is none of them; writing back from there has the name
+    "write-back".
     """
     found = []
     for line in loop_body(hlo):
