@@ -114,10 +114,6 @@ def idle(dia: Any, order: dict[str, Any]) -> dict[str, Any]:
     run = loop.decode_chunk
     times: list[list[float]] = []  # when each call was dispatched, and when it ended
 
-    def note_end(entry: list[float], progress: Any) -> None:
-        progress.numbers.block_until_ready()
-        entry.append(time.perf_counter())
-
     def noted(*args: Any) -> Any:
         state, progress = run(*args)
         entry = [time.perf_counter()]

@@ -28,6 +28,8 @@ PICKS = {"slice", "dynamic-slice", "gather"}
 UPDATES = {"dynamic-update-slice": 1, "scatter": 2}
 """Which operand is written into operand 0, in place."""
 
+EXCHANGES = {"all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute"}
+
 BIG = 1_000_000
 
 
@@ -35,7 +37,8 @@ BIG = 1_000_000
 class Array:
     kind: str
     elements: int
-    on_chip: bool = False
+    on_chip: bool
+    text: str
 
     @property
     def whole(self) -> int:
@@ -98,7 +101,7 @@ def _operation(line: str) -> tuple[bool, Operation]:
     literal = opcode in ("parameter", "constant")
     operands = (inner,) if literal else tuple(re.findall(r"%[\w.\-]+", inner))
     arrays = tuple(
-        Array(kind, math.prod(int(size) for size in sizes.split(",") if size), "S(" in layout)
+        Array(kind, math.prod(int(size) for size in sizes.split(",") if size), "S(" in layout, f"{kind}[{sizes}]")
         for kind, sizes, layout in re.findall(r"\b([a-z]+[0-9]*)\[([\d,]*)\](\{[^}]*\})?", shape)
     )
     shape = re.sub(r"\{.*?\}|/\*.*?\*/", "", shape)
@@ -134,8 +137,10 @@ def _read_by(program: Program, computation: Computation, user: Operation, place:
         return bytes_read(program, computation, user.name)
     if user.opcode.endswith("-done"):
         return 0
+    if not computation[user.operands[place]].size:
+        return 0
     if user.opcode == "slice-start":  # its results are the source, what is fetched, and a flag
-        return user.arrays[1].whole if computation[user.operands[0]].size else 0
+        return user.arrays[1].whole
     if user.opcode == "fusion":
         called = program[user.called("calls")]
         parameter = next(op.name for op in called.values() if op.opcode == "parameter" and op.operands == (str(place),))
@@ -146,7 +151,7 @@ def _read_by(program: Program, computation: Computation, user: Operation, place:
             return bytes_read(program, computation, user.name)
         return min(bytes_read(program, called, parameter), computation[user.operands[place]].size)
     if user.opcode in PICKS and place == 0:
-        return user.size
+        return sum(array.whole for array in user.arrays)
     if user.opcode == "tuple" or (user.opcode in UPDATES and place == 0):
         return 0
     return computation[user.operands[place]].size
@@ -183,18 +188,25 @@ class Step:
 
     Attributes:
         moved: bytes read and written.
+        written_back: of these, bytes copied from the chip's memory, in arrays of 1 MB or more.
+        exchanges: between devices: how many of each kind and shape, and the bytes of one.
         kernels: launches of each kind, see `launch_kind`.
         copies: operations that write a whole self-attention cache: name, shape, bytes.
         relayouts: operations that read a weight only to write it in another layout or dtype: name, shape, bytes.
     """
 
     moved: int = 0
+    written_back: int = 0
+    exchanges: dict[str, tuple[int, int]] = dataclasses.field(default_factory=dict)
     kernels: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
     copies: list[tuple[str, str, int]] = dataclasses.field(default_factory=list)
     relayouts: list[tuple[str, str, int]] = dataclasses.field(default_factory=list)
 
     def add(self, other: "Step", times: int) -> None:
         self.moved += times * other.moved
+        self.written_back += times * other.written_back
+        for kind, (count, size) in other.exchanges.items():
+            self.exchanges[kind] = self.exchanges.get(kind, (0, 0))[0] + times * count, size
         for kind, count in other.kernels.items():
             self.kernels[kind] += times * count
         self.copies += other.copies
@@ -231,7 +243,13 @@ def _account(program: Program, computation: Computation, cache_elements: int) ->
         step.moved += sum(array.size for array in written)
         step.moved += sum(_read_by(program, computation, op, place) for place in range(len(op.operands)))
         moved = (op.name, op.shape, sum(array.size for array in written))
-        if any(array.elements == cache_elements and not array.on_chip for array in written):
+        if (kind := op.opcode.removesuffix("-start")) in EXCHANGES:
+            largest = max(op.arrays, key=lambda array: array.elements)
+            name = f"{kind} {largest.text}"
+            step.exchanges[name] = step.exchanges.get(name, (0, 0))[0] + 1, largest.whole
+        elif op.opcode == "copy-start" and not computation[op.operands[0]].size:
+            step.written_back += moved[2] if moved[2] >= BIG else 0
+        elif any(array.elements == cache_elements and not array.on_chip for array in written):
             step.copies.append(moved)
         elif _lays_out_anew(program, computation, op, written):
             step.relayouts.append(moved)

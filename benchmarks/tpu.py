@@ -28,13 +28,12 @@ os.environ["TPU_SKIP_MDS_QUERY"] = "1"  # there is no TPU to ask
 import argparse
 import itertools
 import math
-import re
 import time
 from pathlib import Path
 from typing import Any
 
 from compiled import RESULTS, lower_decode, write_compiled
-from hlo import ITEM_BYTES, step_of
+from hlo import step_of
 from jax.experimental import topologies
 
 from dia_jax import DiaConfig
@@ -46,49 +45,6 @@ MEMORY_GB = {"v5e": 16, "v4": 32, "v5p": 95, "v6e": 32}
 CASES = [(1, 1, 3072, 128), (1, 16, 3072, 512), (1, 64, 512, 512), (4, 1, 3072, 128), (4, 16, 3072, 512)]
 """Chips that share a clip, clips, positions of the caches, bytes of the scripts."""
 BARS = {1: 1.15, 4: 1.2}
-COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
-BIG = 1_000_000
-
-
-def loop_body(hlo: str) -> list[str]:
-    bodies = re.findall(r"\n(%[^\n]*\{\n.*?\n\})", hlo, flags=re.DOTALL)
-    return max((b for b in bodies if " dynamic-update-slice(" in b), key=len).splitlines()
-
-
-def collectives_in_loop(hlo: str) -> dict[str, tuple[int, int]]:
-    """How often the chips exchange something in a step, by kind and shape, and the bytes of each exchange on a chip."""
-    found: dict[str, tuple[int, int]] = {}
-    for line in loop_body(hlo):
-        match = re.match(rf"\s+(?:ROOT )?%\S+ = (.*?) ({'|'.join(COLLECTIVES)})(-start)?\(", line)
-        if match:
-            arrays = re.findall(r"(\w+)\[([\d,]*)\]", match[1])
-            shape = max(arrays, key=lambda array: math.prod(int(n) for n in array[1].split(",") if n))
-            size = math.prod(int(n) for n in shape[1].split(",") if n) * ITEM_BYTES[shape[0]]
-            name = f"{match[2]} {shape[0]}[{shape[1]}]"
-            found[name] = (found.get(name, (0, 0))[0] + 1, size)
-    return found
-
-
-def copies_in_loop(hlo: str) -> list[tuple[str, tuple[int, ...], int]]:
-    """Operations of the loop's body that write 1 MB or more to the main memory and only move it: name, shape, bytes.
-
-    Fetching into a memory on the chip, space S(1) and the like, is none of them; writing back from there has the name
-    "write-back".
-    """
-    found = []
-    for line in loop_body(hlo):
-        # What a copy-start gives is a tuple whose first part is the target.
-        match = re.match(
-            r"\s+(?:ROOT )?%\S+ = \(?((\w+)\[([\d,]*)\]\S*).*? (copy|copy-start|transpose|reshape)\(", line
-        )
-        if match and match[2] in ITEM_BYTES and "S(" not in match[1]:
-            shape = tuple(int(size) for size in match[3].split(",") if size)
-            size = math.prod(shape) * ITEM_BYTES[match[2]]
-            if size >= BIG:
-                # The flag is a scalar in a memory of its own.
-                from_chip = match[4] == "copy-start" and re.search(r"\[[\d,]+\]\{\S*S\(", line.split(" copy-start(")[0])
-                found.append(("write-back" if from_chip else match[4], shape, size))
-    return found
 
 
 def examine(
@@ -101,19 +57,13 @@ def examine(
     began = time.perf_counter()
     program = lowered.compile()
     seconds = time.perf_counter() - began
-    text = program.as_text()
 
     floor = sum(step_bytes(params, state).values())
     memory: Any = program.memory_analysis()
     total = memory.argument_size_in_bytes + memory.temp_size_in_bytes
     cache_size = math.prod(state.cache[0].k.shape) // chips
-    copies = copies_in_loop(text)
-    cache_copies = [copy for copy in copies if math.prod(copy[1]) == cache_size and copy[0] != "write-back"]
-    written_back = sum(size for name, _, size in copies if name == "write-back")
-    step = step_of(text, cache_elements=cache_size)
-    moved, relayouts = step.moved, step.relayouts
+    step = step_of(program.as_text(), cache_elements=cache_size)
     in_place = memory.alias_size_in_bytes >= step_bytes(params, state)["self cache"]
-    collectives = collectives_in_loop(text)
     return {
         "target": target,
         "chips": chips,
@@ -124,20 +74,20 @@ def examine(
         "gb": total / 1e9,
         "temporary_gb": memory.temp_size_in_bytes / 1e9,
         "floor_gb": floor / 1e9,
-        "gb_a_step": moved / 1e9,
-        "of_it_written_back_gb": written_back / 1e9,
-        "over_floor": moved / floor,
+        "gb_a_step": step.moved / 1e9,
+        "of_it_written_back_gb": step.written_back / 1e9,
+        "over_floor": step.moved / floor,
         "cost_analysis_gb": program.cost_analysis()["bytes accessed"] / 1e9,
-        "cache_copies": cache_copies,
-        "relayouts": relayouts,
-        "collectives": collectives,
+        "cache_copies": step.copies,
+        "relayouts": step.relayouts,
+        "collectives": step.exchanges,
         "compile_s": seconds,
         "good": total < MEMORY_GB[target] * 1e9
-        and moved <= BARS[chips] * floor
+        and step.moved <= BARS[chips] * floor
         and in_place
-        and sum(count for count, _ in collectives.values()) <= 3 * config.decoder.num_layers + 3
-        and not cache_copies
-        and not relayouts,
+        and sum(count for count, _ in step.exchanges.values()) <= 3 * config.decoder.num_layers + 3
+        and not step.copies
+        and not step.relayouts,
     }
 
 

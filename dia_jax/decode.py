@@ -134,8 +134,7 @@ def text_size(length: int, config: DiaConfig) -> int:
 
 def cache_size(positions: int, config: DiaConfig) -> int:
     """The size of a cache that holds this many positions; 0 for none."""
-    longest = -(-config.decoder.max_length // PREFILL_SIZE) * PREFILL_SIZE
-    return bucket(positions, PREFILL_SIZE, longest) if positions else 0
+    return bucket(positions, PREFILL_SIZE, _round_up(config.decoder.max_length)) if positions else 0
 
 
 def steps_per_call(config: DiaConfig) -> int:
@@ -150,7 +149,11 @@ def steps_per_call(config: DiaConfig) -> int:
 
 def grid_length(config: DiaConfig) -> int:
     """Positions of a grid: all that a clip can have, and what a call that begins at the last one looks at."""
-    return -(-(config.decoder.max_length + steps_per_call(config)) // PREFILL_SIZE) * PREFILL_SIZE
+    return _round_up(config.decoder.max_length + steps_per_call(config))
+
+
+def _round_up(positions: int) -> int:
+    return -(-positions // PREFILL_SIZE) * PREFILL_SIZE
 
 
 def decoder_weights(params: nnx.State) -> list[Any]:

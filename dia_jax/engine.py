@@ -42,16 +42,11 @@ class Engine:
         self._context = decoder_context(codec.config) if codec else None
         self._lock = threading.Lock()
         self._waiting: list[Job] = []
+        shares = groups(mesh)
+        codecs = [codec and codec.on(group.devices.flat[0]) for group in shares] if len(shares) > 1 else [codec]
         self.loops = [
-            Loop(
-                graphdef,
-                params_of_group(params, group),
-                config,
-                codec=codec and (codec.on(group.devices.flat[0]) if len(groups(mesh)) > 1 else codec),
-                mesh=group,
-                take=self._take,
-            )
-            for group in groups(mesh)
+            Loop(graphdef, params_of_group(params, group), config, codec=each, mesh=group, take=self._take)
+            for group, each in zip(shares, codecs, strict=True)
         ]
         self._held: dict[Loop, Sequence[Job]] = {loop: [] for loop in self.loops}
 

@@ -13,6 +13,7 @@ A turn of the loop:
 import collections
 import contextlib
 import dataclasses
+import functools
 import itertools
 import time
 from collections.abc import Callable, Sequence
@@ -115,9 +116,8 @@ class Loop:
         mesh: Mesh,
         take: Callable[["Loop", Sequence[Job]], tuple[list[Job], int]],
     ):
-        self._config, self._codec, self._mesh, self._take = config, codec, mesh, take
-        with jax.set_mesh(mesh):
-            self._model = (graphdef, params, unconditional(graphdef, params))
+        self._graphdef, self._params, self._config = graphdef, params, config
+        self._codec, self._mesh, self._take = codec, mesh, take
         dec = config.decoder
         embeddings: Any = params["decoder"]["embeddings"]["embedding"]
         self._dtype = np.dtype(embeddings.dtype)
@@ -141,6 +141,11 @@ class Loop:
     def wake(self) -> None:
         """Makes sure that the queue is looked at."""
         self._worker.wake()
+
+    @functools.cached_property
+    def _model(self) -> tuple[nnx.GraphDef, nnx.State, list[jax.Array]]:
+        """The model and its `unconditional`: made by the first clip, so that loops compile it side by side."""
+        return self._graphdef, self._params, unconditional(self._graphdef, self._params)
 
     @property
     def is_idle(self) -> bool:

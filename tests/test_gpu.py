@@ -6,14 +6,12 @@ Needs a plugin and ptxas, in an environment of its own and no GPU (see benchmark
     .venv-gpu/bin/python -m pytest --noconftest -m gpu tests/test_gpu.py
 """
 
-import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-SCRIPT = Path(__file__).parents[1] / "benchmarks" / "gpu.py"
+from compilers import results_of
+
 MOST_MOVED = {1: 1.10, 16: 1.25}
 MOST_LAUNCHED = {1: 400, 16: 450}
 
@@ -22,10 +20,7 @@ MOST_LAUNCHED = {1: 400, 16: 450}
 @pytest.mark.parametrize("target", ["h100", "a100", "rtx4090", "t4"])
 def test_the_compiled_loop(target: str, tmp_path: Path):
     pytest.importorskip("jax_cuda12_plugin")
-    command = [sys.executable, SCRIPT, "--targets", target, "--results", tmp_path]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    results = json.loads((tmp_path / "gpu-compiled.json").read_text())["results"]
+    results = results_of("gpu.py", tmp_path, "--targets", target)
     assert len(results) == 4
     for result in results:
         assert not result["cache_copies"]

@@ -6,24 +6,18 @@ Needs libtpu, in an environment of its own and no TPU (see benchmarks/tpu.py):
     .venv-tpu/bin/python -m pytest --noconftest -m tpu tests/test_tpu.py
 """
 
-import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-SCRIPT = Path(__file__).parents[1] / "benchmarks" / "tpu.py"
+from compilers import results_of
 
 
 @pytest.mark.tpu
 @pytest.mark.parametrize("target", ["v5e", "v4", "v5p", "v6e"])
 def test_the_compiled_loop(target: str, tmp_path: Path):
     pytest.importorskip("libtpu")
-    command = [sys.executable, SCRIPT, "--targets", target, "--results", tmp_path]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    results = json.loads((tmp_path / "tpu-compiled.json").read_text())["results"]
+    results = results_of("tpu.py", tmp_path, "--targets", target)
     assert [(each["chips"], each["batch"]) for each in results[::2]] == [(1, 1), (1, 16), (1, 64), (4, 1), (4, 16)]
     for result in results:
         assert 1 <= result["over_floor"] <= (1.15 if result["chips"] == 1 else 1.2)
@@ -38,9 +32,6 @@ def test_the_compiled_loop(target: str, tmp_path: Path):
 def test_the_compiled_training_step(target: str, tmp_path: Path):
     """All weights and adapters, full size: each fits its slice of four chips."""
     pytest.importorskip("libtpu")
-    command = [sys.executable, SCRIPT.with_name("tpu_training.py"), "--targets", target, "--results", tmp_path]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    results = json.loads((tmp_path / "tpu-training-compiled.json").read_text())["results"]
+    results = results_of("tpu_training.py", tmp_path, "--targets", target)
     assert [result["what"] for result in results] == ["all weights", "LoRA of rank 16"]
     assert all(result["gb_a_chip"] <= result["gb_of"] for result in results)
