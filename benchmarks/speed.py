@@ -10,10 +10,10 @@ must read (decoder kernels, and all of both caches) over the bandwidth measured 
 1,008 frames: the reference's cache has 1,024 rows, ours begins with 512, that of transformers with none (on a GPU it is
 static). All draw from random weights (temperature 1.2, top-p 0.95, top-k 45).
 
-Each of the others, in each dtype, stands in memory together with our first and our last variant, and they take turns,
-round by round; ratios are medians of the rounds'. The
-first two steps of each turn are not counted. A pair that ends is freed before the next one begins. Compiling is told
-apart. The reference runs with pydantic installed and without torchaudio, which it imports but does not need here.
+Our variants come first. Then each of the others, in each dtype, stands in memory together with our first and our last
+variant, and they take turns, round by round; ratios are medians of the rounds'. The first two steps of each turn are not
+counted. A pair that ends is freed before the next one begins. Compiling is told apart. What has been measured is written
+after each batch size, so that a run that is broken off loses little. The reference runs with pydantic installed and without torchaudio, which it imports but does not need here.
 
 Writes benchmarks/results/speed-*.json.
 """
@@ -83,15 +83,25 @@ class StepTimes(transformers.StoppingCriteria):
 
 
 class Transformers:
-    """`transformers`, as its documentation says; on a GPU with its static cache."""
+    """`transformers`, as its documentation says; on a GPU with its static cache, eager or compiled."""
 
-    def __init__(self, config: transformers.DiaConfig, dtype: str):
-        self.name = f"transformers {dtype}" + (", static cache" if DEVICE == "cuda" else "")
+    def __init__(self, config: transformers.DiaConfig, dtype: str, *, compiled: bool):
+        self.name = f"transformers {dtype}"
+        self.settings: dict[str, Any] = {}
+        if DEVICE == "cuda":
+            self.name += f", static cache, {'compiled' if compiled else 'eager'}"
+            self.settings = {"cache_implementation": "static", "disable_compile": not compiled}
         self.model = reference_dia(config).to(TORCH_DTYPES[dtype])
-        self.compile_seconds = 0.0
+        self.use_compile, self.compile_seconds = compiled, 0.0
+        self.compiled: set[int] = set()
 
     @torch.no_grad()
     def seconds_a_step(self, steps: int, batch: int) -> float:
+        if self.use_compile and batch not in self.compiled:
+            self.compiled.add(batch)
+            began = time.perf_counter()
+            self.seconds_a_step(1, batch)
+            self.compile_seconds = max(self.compile_seconds, time.perf_counter() - began)
         tokens = np.tile(encode_text(SCRIPT, max_length=1024).astype(np.int64), (batch, 1))
         start = delayed(np.zeros((0, 9), np.int64), self.model.config).repeat(batch, 1, 1)
         times = StepTimes(steps)
@@ -108,7 +118,7 @@ class Transformers:
                 top_k=45,
                 guidance_scale=3.0,
                 stopping_criteria=[times],
-                **({"cache_implementation": "static"} if DEVICE == "cuda" else {}),
+                **self.settings,
             )
         )
 
@@ -269,6 +279,7 @@ def measure(
     steps: int | None = None,
     rounds: int | None = None,
     reference: Path | None = None,
+    save: Callable[[dict[str, Any]], Any] = lambda results: None,
 ) -> dict[str, Any]:
     """Times our variants, and each other contender beside two of them.
 
@@ -280,6 +291,7 @@ def measure(
         steps: of a turn.
         rounds: turns of each contender.
         reference: a clone of nari-labs/dia.
+        save: called with what has been measured so far, after each batch size.
 
     Returns:
         what is written as JSON, less the machine.
@@ -348,12 +360,40 @@ def measure(
             for ours, taken in zip(mine, times, strict=True):
                 report(ours, batch, taken, ours.first_audio() if batch == 1 else None)
 
+    def results() -> dict[str, Any]:
+        return {
+            "size": "small" if small else "full",
+            "steps": steps,
+            "rounds": rounds,
+            "bandwidth_gb_s": [read / 1e9 for read in reads],
+            "rows": rows,
+            "pairs": pairs,
+            "codec": codec_speed,
+            "peak_memory": peak_memory(),
+        }
+
+    # Our variants among themselves.
+    mine = [Ours(config, variant, codec) for variant in dict.fromkeys(variants)]
+    for batch in batches:
+        try:
+            compare(mine, None, batch)
+        except RuntimeError as error:  # a large batch may not fit; what has been measured is kept
+            if not rows:
+                raise
+            print(f"dia_jax, batch {batch}: not measured, {str(error).splitlines()[0]}", file=sys.stderr)
+        save(results())
+        free()
     # Each of the others beside two of ours, one after another: memory does not hold them all.
-    leaders = [Ours(config, variant, codec) for variant in dict.fromkeys((variants[0], variants[-1]))]
+    leaders = [mine[0], *mine[1:][-1:]]
+    del mine
+    free()
     others: list[Callable[[], Any]] = []
     for dtype in other_dtypes:
         if accelerated == (DEVICE == "cuda"):  # on a TPU it would run on the host's CPU
-            others.append(lambda dtype=dtype: Transformers(reference_config, dtype))
+            for compiled in (False, True) if DEVICE == "cuda" else (False,):
+                others.append(
+                    lambda dtype=dtype, compiled=compiled: Transformers(reference_config, dtype, compiled=compiled)
+                )
         for compiled in (False, True) if reference else ():
             others.append(
                 lambda dtype=dtype, compiled=compiled: Reference(reference, reference_config, dtype, compiled=compiled)
@@ -366,30 +406,10 @@ def measure(
             except (RuntimeError, torch.OutOfMemoryError, torch._dynamo.exc.TorchDynamoException) as error:
                 print(f"{other.name}, batch {batch}: not measured, {str(error).splitlines()[0]}", file=sys.stderr)
                 pairs.append({"batch": batch, "other": other.name, "failed": str(error).splitlines()[0]})
+            save(results())
         del other
         free()
-    # Our variants among themselves.
-    between = [Ours(config, variant, codec) for variant in variants[1:-1]]
-    mine = [leaders[0], *between, *leaders[1:]]
-    for batch in batches:
-        try:
-            compare(mine, None, batch)
-        except RuntimeError as error:  # a large batch may not fit; what has been measured is kept
-            if not rows:
-                raise
-            print(f"dia_jax, batch {batch}: not measured, {str(error).splitlines()[0]}", file=sys.stderr)
-        free()
-
-    return {
-        "size": "small" if small else "full",
-        "steps": steps,
-        "rounds": rounds,
-        "bandwidth_gb_s": [read / 1e9 for read in reads],
-        "rows": rows,
-        "pairs": pairs,
-        "codec": codec_speed,
-        "peak_memory": peak_memory(),
-    }
+    return results()
 
 
 def main() -> None:
@@ -414,9 +434,11 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the JSON file")
     options = vars(parser.parse_args())
     folder = options.pop("results")
-    results = measure(**options)
+    facts = machine()
+    name = f"speed-{'small' if options['small'] else 'full'}-{facts['device'].replace(' ', '-').lower()}"
+    results = measure(**options, save=lambda found: write_results(folder, name, facts | found))
 
-    facts, rows, codec_speed = machine(), results["rows"], results["codec"]
+    rows, codec_speed = results["rows"], results["codec"]
     read = f"{max(results['bandwidth_gb_s']):.1f} GB/s read"
     print(f"\n{results['size']} size, {facts['device']} ({facts['cpu']}, {facts['cores']} cores), {read}\n")
     cells = []
@@ -466,7 +488,6 @@ def main() -> None:
         f"\ncodec: {codec_speed['realtime_factor']:.2f} times real time, compile {codec_speed['compile_seconds']:.1f} s"
     )
     print(f"peak memory of the whole run: {results['peak_memory']}")
-    name = f"speed-{results['size']}-{facts['device'].replace(' ', '-').lower()}"
     print(f"written to {write_results(folder, name, facts | results)}")
 
 
