@@ -130,17 +130,27 @@ class Alignment:
 
 def spans(text: str) -> tuple[Span, ...]:
     """The words and sounds of a script with the tags [S1] and [S2], in order."""
-    found, turn, at = [], -1, 0
+    found, turn, places = [], -1, byte_positions(text)
     for match in re.finditer(r"\[S[12]\]|\([a-z ]+\)|(?:(?!\[S[12]\])[^\s(])+|\(", text):
         part = match.group()
-        # Bytes, and a tag counts as one.
-        before = text[: match.start()].encode()
-        at = len(before) - sum(before.count(tag) * (len(tag) - 1) for tag in SPEAKER_TAGS)
         if part.encode() in SPEAKER_TAGS:
             turn += 1
             continue
-        found.append(Span(part, turn, at, at + len(part.encode()), part.startswith("(") and len(part) > 1))
+        start, stop = (int(places[at]) for at in match.span())
+        found.append(Span(part, turn, start, stop, part.startswith("(") and len(part) > 1))
     return tuple(found)
+
+
+def byte_positions(text: str) -> np.ndarray:
+    """For each character of a script, and its end, the index of its byte among the tokens; a tag is one byte.
+
+    Returns:
+        int [len(text) + 1].
+    """
+    sizes = np.array([len(character.encode()) for character in text], int)
+    for match in re.finditer(r"\[S[12]\]", text):
+        sizes[match.start() : match.end()] = 1, 0, 0, 0
+    return np.concatenate([[0], np.cumsum(sizes)])
 
 
 class Aligner:

@@ -5,6 +5,7 @@ Knows numpy at its doors and DAC's network below; knows no Dia and no files.
 
 import dataclasses
 import functools
+import hashlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -46,6 +47,15 @@ class Codec:
     def on(self, device: jax.Device) -> "Codec":
         """The same codec on another device."""
         return dataclasses.replace(self, params=jax.device_put(self.params, device))
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """A digest of the weights of encoder and quantizer, which together decide the codes."""
+        digest = hashlib.sha256()
+        for part in ("encoder", "quantizer"):
+            for value in jax.tree.leaves(self.params[part]):
+                digest.update(np.asarray(value).tobytes())
+        return digest.hexdigest()[:16]
 
     def decode(self, codes: np.ndarray) -> np.ndarray:
         """Decodes a recording; the samples are those of decoding it whole.

@@ -37,6 +37,7 @@ from dia_jax.requests import (
     check_codes,
     check_count,
     draft_requests,
+    put_voices_before,
     read_recording,
 )
 
@@ -221,6 +222,8 @@ class Dia:
                 transcript comes first in the same script.
             audio_prompt: a voice to continue: a path, a pair (samples, rate), or codes [P, C]. With a list of scripts
                 a list, None where a clip has none; a single prompt serves them all.
+            voice: a voice to speak with, in place of an audio prompt and its transcript: a `Voice`, its file, or
+                {"S1": ..., "S2": ...}. With a list of scripts one for all of them, or a list.
             max_tokens: new frames at most, 86.13 for each second; None is all that fits. It does not count the prompt:
                 860 here is 876 in the reference, which counts the start and the delay, and 876 + P with a prompt.
             cfg_scale: how strongly the script guides. This and the next three are the model's own, `config.sampling`,
@@ -425,9 +428,14 @@ class Dia:
             raise ClipErrors(errors, results)
         return [errors.get(i, result) for i, result in enumerate(results)]
 
-    def _drafts(self, text: str | Sequence[str], options: Any) -> list[Draft | DiaError]:
+    def _drafts(self, text: Any, options: Any) -> list[Draft | DiaError]:
         codec = None if self.codec is None else self.codec.config
-        return draft_requests(text, self.config, codec, **options)
+        if (voice := options.get("voice")) is not None:
+            if options.get("audio_prompt") is not None:
+                raise SettingError("A voice and an audio prompt exclude each other; give one.")
+            text, prompts = put_voices_before(text, voice, codec=self._codec().digest)
+            options = {**options, "audio_prompt": prompts}
+        return draft_requests(text, self.config, codec, **{k: v for k, v in options.items() if k != "voice"})
 
     def _requests(self, drafts: Sequence[Any]) -> Iterator[Request]:
         """Encodes voice prompts as they are needed, several recordings in a batch, each once."""

@@ -6,8 +6,9 @@ model nor the codec.
 
 import dataclasses
 import os
+import re
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, TypedDict
 
 import jax
@@ -18,11 +19,15 @@ from dia_jax.audio import prepare_audio, read_audio
 from dia_jax.config import DacConfig, DiaConfig, DiaError, SamplingSettings, short
 from dia_jax.decode import Request
 from dia_jax.text import encode_text
+from dia_jax.voice import TAGS, Voice, VoiceError, as_voice, voice_prompt
 
 PRNG = "threefry2x32"
 
 AudioPrompt = Any
 """A path; a pair (samples, sample rate), see `audio.prepare_audio`; or codes, an int array [P, C]."""
+
+VoiceLike = Voice | str | os.PathLike | Mapping[str, Voice | str | os.PathLike]
+"""A voice or its file; or one for each of the tags "S1" and "S2"."""
 
 Seed = int | jax.Array
 """An int in 0 .. 2**32 - 1, or a scalar key of `jax.random.key`."""
@@ -36,6 +41,7 @@ class Options(TypedDict, total=False):
     """What `Dia.generate`, `Dia.generate_codes` and `Dia.stream` all take; described at `Dia.generate`."""
 
     audio_prompt: AudioPrompt | list[AudioPrompt | None] | None
+    voice: VoiceLike | list[VoiceLike | None] | None
     max_tokens: int | None
     cfg_scale: float | None
     temperature: float | None
@@ -125,6 +131,57 @@ def draft_requests(
                 raise
             drafts.append(error)
     return drafts
+
+
+def put_voices_before(
+    text: str | Sequence[str], voice: VoiceLike | Sequence[VoiceLike | None], *, codec: str
+) -> tuple[str | list[str], list[np.ndarray | None] | np.ndarray]:
+    """Turns voices into transcripts before scripts, and into voice prompts.
+
+    Args:
+        text: a script, or a list of them.
+        voice: for all of them, or a list with one for each. A single voice speaks the script's first tag.
+        codec: digest of the model's codec.
+
+    Returns:
+        the scripts, and the prompts' codes, to be handed to `draft_requests`.
+
+    Raises:
+        VoiceError: a voice cannot be read, or was made with another codec.
+        SettingError: there is not one for each script.
+    """
+    if isinstance(text, str) and not isinstance(voice, list):
+        whole, codes = _put_voice_before(text, voice, codec)
+        return whole, codes
+    texts = [text] if isinstance(text, str) else list(text)
+    voices = list(voice) if isinstance(voice, list) else [voice] * len(texts)
+    if len(voices) != len(texts):
+        raise SettingError(f"There are {len(texts)} scripts but {len(voices)} voices; give one each, or None.")
+    both = [(t, None) if v is None else _put_voice_before(t, v, codec) for t, v in zip(texts, voices, strict=True)]
+    return [whole for whole, _ in both], [codes for _, codes in both]
+
+
+def _put_voice_before(text: Any, voice: Any, codec: str) -> tuple[str, np.ndarray]:
+    if isinstance(voice, Mapping):
+        if not voice or not set(voice) <= set(TAGS):
+            raise VoiceError(f"Voices must be given for the tags S1 and S2 or one of them, not for {short([*voice])}.")
+        voices = {tag: as_voice(voice[tag]) for tag in TAGS if tag in voice}
+    else:
+        first = re.match(r"\s*\[(S[12])\]", text) if isinstance(text, str) else None
+        voices = {first[1] if first else "S1": as_voice(voice)}
+    for each in voices.values():
+        check_voice(each, codec=codec)
+    before, codes = voice_prompt(voices)
+    return f"{before} {text}", codes
+
+
+def check_voice(voice: Voice, *, codec: str) -> None:
+    """Raises VoiceError unless a voice was made with the codec of this digest."""
+    if voice.codec != codec:
+        raise VoiceError(
+            f"The voice {voice.name!r} was made with the codec {voice.codec}, but this model's is {codec}; make it "
+            "again from its recording: dia-jax voice"
+        )
 
 
 def _draft(

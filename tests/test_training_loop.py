@@ -25,7 +25,7 @@ from dia_jax.training.batches import Dataset, make_batch
 from dia_jax.training.folder import RunFolder
 from dia_jax.training.loop import train
 from dia_jax.training.lora import below_adapters
-from dia_jax.training.prepare import Writer, encoder_digest
+from dia_jax.training.prepare import Writer
 from dia_jax.training.settings import BatchSettings, LossSettings, TrainingError, TrainSettings
 from dia_jax.training.step import (
     abstract_state,
@@ -194,7 +194,7 @@ def test_codes_of_another_codec_are_refused(data, tmp_path):
     for name, config, seed in (("sizes", other, 0), ("own", SMALL_DAC, 0), ("weights", SMALL_DAC, 1)):
         save_params(tmp_path / name, CONFIG, random_params(CONFIG)[1])
         save_params(tmp_path / name / "dac", config, random_params(config, seed=seed)[1])
-    encoder = encoder_digest(Codec(SMALL_DAC, *random_params(SMALL_DAC)))
+    encoder = Codec(SMALL_DAC, *random_params(SMALL_DAC)).digest
     with Writer(tmp_path / "data", SMALL_DAC, encoder) as writer:
         writer.add(np.zeros((60, 9)), "[S1] Silence.")
     settings = dataclasses.replace(SETTINGS, steps=1)

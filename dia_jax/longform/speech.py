@@ -61,8 +61,8 @@ class SpokenChunk:
     Attributes:
         number: its index in the plan.
         start, end: in seconds of the recording.
-        verdict: of the take that is kept, as `judge.Verdict.as_json` gives it: {"passed": bool, "problems": [sentences],
-            "score": float, "measures": {name: number}}.
+        verdict: of the take that is kept, as `judge.Verdict.as_json` gives it: {"passed": bool, "problems":
+            [sentences], "score": float, "measures": {name: number}}.
         takes: how many were made.
         rejected: for each of the others, why it was not kept: {"seed": int, "problems": [sentences]}.
     """

@@ -21,7 +21,7 @@ from dia_jax.config import DiaConfig
 from dia_jax.decode import bucket
 from dia_jax.delay import apply_delay
 from dia_jax.text import TextError, encode_text
-from dia_jax.training.prepare import Item, encoder_digest, read_folder
+from dia_jax.training.prepare import Item, read_folder
 from dia_jax.training.settings import BatchSettings, DataError
 
 SHORTEST_BUCKET = 128
@@ -69,7 +69,7 @@ class Dataset:
 
     def made_by(self, codec: Codec) -> bool:
         """Whether a codec decodes these codes, as far as the folder records it."""
-        return codec.config == self.codec and self.encoder in (None, encoder_digest(codec))
+        return codec.config == self.codec and self.encoder in (None, codec.digest)
 
     @functools.cached_property
     def digest(self) -> str:

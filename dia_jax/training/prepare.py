@@ -12,7 +12,6 @@ files, text and the codec; of the model only its limits.
 """
 
 import dataclasses
-import hashlib
 import itertools
 import json
 import os
@@ -20,7 +19,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 from tqdm import tqdm
 
@@ -63,7 +61,7 @@ class Writer:
     Args:
         folder: path of the folder.
         codec: config of the codec that decodes the codes.
-        encoder: the `encoder_digest` of the codec, if its encoder makes the codes.
+        encoder: the `Codec.digest` of the codec, if its encoder makes the codes.
 
     Raises:
         DataError: the folder holds other files, is damaged, or has codes of another codec.
@@ -123,20 +121,11 @@ def _to_line(item: Item) -> str:
     return json.dumps({name: value for name, value in dataclasses.asdict(item).items() if value is not None}) + "\n"
 
 
-def encoder_digest(codec: Codec) -> str:
-    """A digest of the weights of encoder and quantizer, which together decide the codes."""
-    digest = hashlib.sha256()
-    for part in ("encoder", "quantizer"):
-        for value in jax.tree.leaves(codec.params[part]):
-            digest.update(np.asarray(value).tobytes())
-    return digest.hexdigest()[:16]
-
-
 def read_folder(folder: Path) -> tuple[DacConfig, str | None, list[Item]]:
     """Reads what a prepared folder holds besides the codes.
 
     Returns:
-        the codec's config, its `encoder_digest` if known, and the clips whose lines are complete.
+        the codec's config, its `Codec.digest` if known, and the clips whose lines are complete.
 
     Raises:
         DataError: the folder is damaged.
@@ -267,7 +256,7 @@ def prepare(
             return error
 
     refused = []
-    with Writer(target, codec.config, encoder_digest(codec)) as writer, ThreadPoolExecutor(workers) as pool:
+    with Writer(target, codec.config, codec.digest) as writer, ThreadPoolExecutor(workers) as pool:
         texts: dict[str, Any] = {item.source: item.text for item in writer.items if item.source}
         remaining = []
         for clip in clips:
