@@ -79,7 +79,7 @@ def test_what_is_on_the_page(speech: Speech):
     assert tree.find("html", lang="en")
     assert [text for _, text in tree.find("h1")] == ["Time & tide"]
     assert [attributes["src"] for attributes, _ in tree.find("audio")] == ["./recording.mp3"]
-    assert tree.find("p", kind="facts")[0][1] == "1:01:10 · Anna, Ben, Carl · 2 of 3 chunks passed, of 4 takes"
+    assert tree.find("p", kind="facts")[0][1] == "1:01:10 · Anna, Ben, Carl · 2 of 3 chunks passed, 4 takes"
     lines = tree.find("li", kind="turn")
     assert [attributes["id"] for attributes, _ in lines] == ["turn-0", "turn-1", "turn-2", "turn-3"]
     assert [attributes["class"] for attributes, _ in lines] == ["turn s0", "turn s1", "turn s0 problem", "turn s2"]

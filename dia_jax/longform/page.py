@@ -87,7 +87,7 @@ def _facts(speech: Speech) -> str:
     if speech.chunks:
         passed = sum(_passed(chunk) for chunk in speech.chunks)
         takes = sum(chunk.takes for chunk in speech.chunks)
-        facts.append(f"{passed} of {_count(len(speech.chunks), 'chunk')} passed, of {_count(takes, 'take')}")
+        facts.append(f"{passed} of {_count(len(speech.chunks), 'chunk')} passed, {_count(takes, 'take')}")
     return " · ".join(fact for fact in facts if fact)
 
 
