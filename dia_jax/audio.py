@@ -202,7 +202,9 @@ def check_writable(path: str | os.PathLike) -> None:
         raise AudioError(f"Cannot write {path}: {error.strerror}.") from None
 
 
-def write_audio(path: str | os.PathLike, samples: np.ndarray, *, rate: int) -> None:
+def write_audio(
+    path: str | os.PathLike, samples: np.ndarray, *, rate: int, tag: Callable[[Path], None] | None = None
+) -> None:
     """Writes a mono sound file, by suffix: .wav and .flac in 16 bit, .ogg (Vorbis), .mp3.
 
     The file appears whole or not at all. A file that was there is replaced; of a symbolic link, the target is.
@@ -211,6 +213,7 @@ def write_audio(path: str | os.PathLike, samples: np.ndarray, *, rate: int) -> N
         path: of the file.
         samples: float [n]; values outside -1 .. 1 are clipped.
         rate: the sample rate in Hz.
+        tag: called with the written file before it gets its name, to add tags to it.
 
     Raises:
         AudioError: see `check_writable`; or the samples are no finite array [n].
@@ -222,13 +225,13 @@ def write_audio(path: str | os.PathLike, samples: np.ndarray, *, rate: int) -> N
         raise AudioError(f"Cannot write {path}: {samples.dtype} samples {samples.shape} are not finite floats [n].")
     kind, subtype = FORMATS[path.suffix.lower()]
     try:
-        with (
-            new_file(follow_links(path)) as temporary,
-            soundfile.SoundFile(_file_name(temporary), "w", rate, 1, format=kind, subtype=subtype) as file,
-        ):
-            # In blocks: libsndfile's Vorbis encoder overflows its stack on long single writes.
-            for start in range(0, len(samples), BLOCK):
-                file.write(np.clip(samples[start : start + BLOCK], -1.0, 1.0))
+        with new_file(follow_links(path)) as temporary:
+            with soundfile.SoundFile(_file_name(temporary), "w", rate, 1, format=kind, subtype=subtype) as file:
+                # In blocks: libsndfile's Vorbis encoder overflows its stack on long single writes.
+                for start in range(0, len(samples), BLOCK):
+                    file.write(np.clip(samples[start : start + BLOCK], -1.0, 1.0))
+            if tag is not None:
+                tag(temporary)
     except soundfile.LibsndfileError as error:
         raise AudioError(f"Cannot write {path}: {error.error_string}") from None
     except OSError as error:

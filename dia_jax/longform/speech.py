@@ -54,6 +54,19 @@ class SpokenChapter:
     start: float
 
 
+def name_chapters(chapters: Sequence[SpokenChapter]) -> tuple[SpokenChapter, ...]:
+    """The chapters as a listener is shown them: each with a title of one line.
+
+    One without a title is called by its number. A recording whose only chapter has no title has no chapters.
+    """
+    if len(chapters) == 1 and not chapters[0].title.strip():
+        return ()
+    return tuple(
+        SpokenChapter(" ".join(chapter.title.split()) or f"Chapter {number}", chapter.start)
+        for number, chapter in enumerate(chapters, 1)
+    )
+
+
 @dataclasses.dataclass(frozen=True)
 class SpokenChunk:
     """What was decoded as one clip.
