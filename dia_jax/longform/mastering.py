@@ -75,7 +75,7 @@ def level(samples: np.ndarray, *, rate: int) -> float:
     Returns:
         dBFS, where a full square wave has 0; minus infinity for silence.
     """
-    power = _frame_power(samples, size=round(0.02 * rate))
+    power = frame_power(samples, size=round(0.02 * rate))
     active = power[power > 0]
     if not len(active):
         return -math.inf
@@ -98,7 +98,7 @@ def edges(samples: np.ndarray, *, rate: int, below_level: float = 40.0, lowest_l
         the first sample of sound, and that behind the last; `samples[first:last]` is the sound. (0, 0) for silence.
     """
     size = round(0.005 * rate)
-    power = _frame_power(samples, size=size)
+    power = frame_power(samples, size=size)
     threshold = max(level(samples, rate=rate) - below_level, lowest_level)
     heard = np.flatnonzero(power > 10 ** (threshold / 10))
     if not len(heard):
@@ -106,7 +106,7 @@ def edges(samples: np.ndarray, *, rate: int, below_level: float = 40.0, lowest_l
     return int(heard[0]) * size, min((int(heard[-1]) + 1) * size, len(samples))
 
 
-def _frame_power(samples: np.ndarray, *, size: int) -> np.ndarray:
+def frame_power(samples: np.ndarray, *, size: int) -> np.ndarray:
     """Mean power [frames] of consecutive frames; the last one may be shorter."""
     whole = len(samples) // size * size
     frames = samples[:whole].reshape(-1, size)
