@@ -60,7 +60,7 @@ def parsed(text: str, mark: str) -> list[tuple[float, float, list[str]]]:
     return found
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(recordings())
 def test_cues_hold_all_words_and_fit(speech: Speech):
     cues = parsed(srt(speech), ",")
@@ -79,7 +79,7 @@ def test_cues_hold_all_words_and_fit(speech: Speech):
     assert numbers == [str(number) for number in range(1, len(cues) + 1)]
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(recordings())
 def test_webvtt_says_the_same_and_is_well_formed(speech: Speech):
     text = vtt(speech)
