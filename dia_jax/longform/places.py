@@ -51,11 +51,12 @@ class Source:
         self.text = _LINE_END.sub(lambda match: "\n".rjust(len(match[0])), text).translate(_ZERO_WIDTH_SPACES)
 
     def locate(self, offset: int) -> tuple[int, int]:
+        """Line and column, from 1."""
         line = bisect.bisect_right(self.starts, offset)
         return line, offset - self.starts[line - 1] + 1
 
     def position(self, offset: int) -> tuple[int, int]:
-        """Line and column of a turn."""
+        """Line and column of a turn; its number and 0, where the text is that of one turn."""
         return (self.turn, 0) if self.turn else self.locate(offset)
 
     def error(self, offset: int, problem: str) -> ScriptError:
@@ -64,12 +65,14 @@ class Source:
 
 
 def forbidden_problem(char: str) -> str:
+    """What is wrong with a character that `FORBIDDEN` finds."""
     if "\ud800" <= char <= "\udfff":
         return f"{char!r} is not valid Unicode (often from a file that is not UTF-8); save the text as UTF-8"
     return f"{char!r} is a control character, which the model cannot read; remove it"
 
 
 def clean(text: str) -> str:
+    """A text without what was taken out of it, and with single spaces."""
     return " ".join(text.replace(GONE, "").split())
 
 
@@ -80,6 +83,7 @@ def excerpt(text: str) -> str:
 
 
 def read_text(path: str | os.PathLike) -> str:
+    """Reads a UTF-8 file of at most `MAX_FILE_BYTES`."""
     try:
         return read_text_file(path, limit=MAX_FILE_BYTES)
     except FileError as error:
@@ -91,6 +95,8 @@ def is_json(path: str | os.PathLike) -> bool:
 
 
 def parse_json(text: str, name: str) -> Any:
+    """Parses JSON without losing a key that stands twice; `name` is that of the file."""
+
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         values: dict[str, Any] = {}
         for key, value in pairs:

@@ -59,6 +59,7 @@ def units(text: str) -> Iterator[tuple[int, int, bool]]:
 
 
 def has_word(text: str) -> bool:
+    """Whether there is a letter or digit outside of the sounds."""
     return any(map(str.isalnum, SOUND.sub("", text)))
 
 
@@ -179,6 +180,7 @@ def read_pronunciations(path: str | os.PathLike) -> dict[str, str]:
 
 
 def check_pronunciations(entries: Any, place: str = "The pronunciations") -> dict[str, str]:
+    """A mapping from anybody, or None -> words and spellings, or a ScriptError that begins with the place."""
     if entries is None:
         return {}
     if not isinstance(entries, Mapping):
