@@ -16,13 +16,15 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
-from dia_jax.config import DiaConfig, DiaError
+from dia_jax.config import DacConfig, DiaConfig, DiaError
 from dia_jax.decode import bucket, text_size
 from dia_jax.delay import apply_delay
 from dia_jax.mesh import groups, params_of_group, replicate
 from dia_jax.ops import precision, rope_angles
 from dia_jax.text import SPEAKER_TAGS, encode_text
 
+FRAME_RATE = DacConfig().frame_rate
+"""Frames a second of Dia's codec."""
 HEADS = 6
 """Heads whose mean is taken, at most."""
 NEARLY = 0.8
@@ -57,6 +59,21 @@ class Span:
     start: int
     stop: int
     is_sound: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Word:
+    """A word as it stands in the script, with the marks that touch it.
+
+    Attributes:
+        start, end: in seconds.
+        confidence: 0 to 1, how surely the model attended to it while it was said.
+    """
+
+    text: str
+    start: float
+    end: float
+    confidence: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,6 +114,17 @@ class Alignment:
     def spans(self) -> tuple[Span, ...]:
         """The words and sounds of the script."""
         return spans(self.text)
+
+    @functools.cached_property
+    def words(self) -> tuple[Word, ...]:
+        """The words of the script, with their times in seconds."""
+        found = []
+        for span in self.spans:
+            if not span.is_sound:
+                timing = self.timing(span.start, span.stop)
+                times = timing.start / FRAME_RATE, timing.end / FRAME_RATE
+                found.append(Word(span.text, *times, timing.confidence))
+        return tuple(found)
 
     def timing(self, start: int, stop: int) -> Timing:
         """When the bytes start .. stop - 1 are said."""

@@ -160,6 +160,32 @@ class SamplingSettings:
 
 
 @dataclasses.dataclass(frozen=True)
+class SpeechSettings:
+    """How a checkpoint wants long scripts to be divided. Defaults are Dia-1.6B's.
+
+    Attributes:
+        chunk_seconds: the shortest and the longest clip in which it is steady.
+        closing_tag: end a clip with the other speaker's tag, or its last word may be cut.
+        tag_voices: each tag is one voice, whatever the seed, so that none has to be carried from clip to clip.
+    """
+
+    chunk_seconds: tuple[float, float] = (10.0, 18.0)
+    closing_tag: bool = True
+    tag_voices: bool = False
+
+    def problem(self) -> str | None:
+        """What is wrong with the first value that cannot be used; None if all can."""
+        seconds = self.chunk_seconds
+        numbers = isinstance(seconds, tuple) and len(seconds) == 2 and all(type(x) in (int, float) for x in seconds)
+        if not numbers or not 0 < seconds[0] <= seconds[1] <= 3600:
+            return f"chunk_seconds is {short(seconds)}; it must be two numbers above 0, the shorter one first"
+        for name in ("closing_tag", "tag_voices"):
+            if not isinstance(getattr(self, name), bool):
+                return f"{name} is {short(getattr(self, name))}; it must be true or false"
+        return None
+
+
+@dataclasses.dataclass(frozen=True)
 class DiaConfig:
     """Everything about a Dia checkpoint except its weights.
 
@@ -174,6 +200,7 @@ class DiaConfig:
             ones) or "v0.1" (RoPE in cross-attention; samples the guided logits, with the EOS logit times 0.8). The
             tensors of the two have the same names and shapes, so only this field distinguishes them.
         sampling: how tokens are drawn where the caller does not say.
+        speech: how long scripts are divided.
     """
 
     encoder: EncoderConfig = EncoderConfig()
@@ -184,6 +211,7 @@ class DiaConfig:
     bos_token_id: int = 1026
     variant: Variant = "0626"
     sampling: SamplingSettings = SamplingSettings()
+    speech: SpeechSettings = SpeechSettings()
 
     def __post_init__(self):
         enc, dec = self.encoder, self.decoder
@@ -195,6 +223,8 @@ class DiaConfig:
             problems += self._contradictions()
         if problem := self.sampling.problem():
             problems.append(f"sampling: {problem}")
+        if problem := self.speech.problem():
+            problems.append(f"speech: {problem}")
         if self.variant not in ("0626", "v0.1"):
             problems.append(f'variant {short(self.variant)} is neither "0626" nor "v0.1"')
         if problems:

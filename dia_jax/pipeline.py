@@ -10,13 +10,14 @@ import os
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Unpack, overload
+from typing import TYPE_CHECKING, Any, Unpack, overload
 
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 from tqdm import tqdm
 
+from dia_jax.alignment import Aligner, Alignment
 from dia_jax.audio import write_audio
 from dia_jax.checkpoint import DTYPES, CheckpointError, codec_beside, load_params, open_checkpoint
 from dia_jax.codec import BATCH, WINDOW, Codec
@@ -34,12 +35,18 @@ from dia_jax.requests import (
     Recording,
     Request,
     SettingError,
+    VoiceLike,
     check_codes,
     check_count,
     draft_requests,
     put_voices_before,
     read_recording,
 )
+from dia_jax.voice import Voice, load_voices
+
+if TYPE_CHECKING:
+    from dia_jax.longform.script import ScriptLike
+    from dia_jax.longform.speech import Speech
 
 DEFAULT_REPO = "nari-labs/Dia-1.6B-0626"
 DEFAULT_CODEC = "descript/dac_44khz"
@@ -94,6 +101,7 @@ class Dia:
         codec: None to work on codes alone.
         mesh: the devices to decode on, see `from_pretrained`; None is where the
             parameters are.
+        voices: that come with the model, by name.
 
     Attributes:
         params: on the devices of `mesh`.
@@ -108,12 +116,14 @@ class Dia:
         *,
         codec: Codec | None = None,
         mesh: Mesh | None = None,
+        voices: Mapping[str, Voice] | None = None,
     ):
         self.config = config
         self.graphdef = graphdef
         self.mesh = decode_mesh(config, mesh or mesh_of(params))
         self.params = place(params, self.mesh)
         self.codec = codec
+        self.voices = dict(voices or {})
         if codec is not None:
             sizes = (codec.config.num_codebooks, codec.config.codebook_size, codec.config.sample_rate)
             wanted = (config.decoder.num_channels, config.eos_token_id, SAMPLE_RATE)
@@ -193,7 +203,9 @@ class Dia:
             progress=progress,
             sharding=functools.partial(sharding, mesh),
         )
-        return cls(checkpoint.config, graphdef, params, codec=loaded, mesh=mesh)
+        beside = (path if path.is_dir() else path.parent) / "voices"
+        voices = load_voices(beside) if beside.is_dir() else {}
+        return cls(checkpoint.config, graphdef, params, codec=loaded, mesh=mesh, voices=voices)
 
     # --- Generating --------------------------------------------------------------------------------------------------
 
@@ -452,6 +464,92 @@ class Dia:
     @property
     def _frame_rate(self) -> float:
         return self.codec.config.frame_rate if self.codec else SAMPLE_RATE / DacConfig().hop
+
+    # --- Long scripts ------------------------------------------------------------------------------------------------
+
+    def speak(
+        self,
+        script: "ScriptLike",
+        *,
+        voices: Mapping[str, VoiceLike] | None = None,
+        pronunciations: Mapping[str, str] | None = None,
+        progress: bool = False,
+        **options: Any,
+    ) -> "Speech":
+        """Speaks a script of any length, with any number of speakers, and judges what it made.
+
+        The script is divided into chunks, which are decoded together; each take is judged by what the model attended
+        to, by its length, its end, its pitch and its level; the best takes are joined. Needs `dia_jax[long]`.
+
+        Args:
+            script: a text such as "[Anna] Hello. [Ben] Hi! (pause 1.5) [Anna] Well?"; pairs (speaker, text); or a
+                `Script`, whose docstring has the rules.
+            voices: of each speaker, a `Voice` or its file. Without any, a speaker's voice in the first chunk is the
+                voice of all that follow, unless the model has a voice for each tag.
+            pronunciations: whole words -> spellings.
+            progress: show a progress bar.
+            carry: "fixed" puts the voices' prompts before each chunk, and all chunks are made at the same time;
+                "context" puts the last turn behind them as well, which carries the tone over, one chunk after another.
+            candidates: takes of each chunk that are made at the same time, of which the best is kept.
+            retries: how often a chunk is made again while none of its takes passes.
+            seed: an int; each take's own seed follows from it. None draws one.
+            speed: 0.7 to 1.4, at the same pitch.
+            loudness: in LUFS, such as -16 for podcasts; None leaves it as it is.
+            gaps: silence where chunks are joined, `Gaps`.
+            recogniser: a second judge, `Recogniser`.
+            batch_size: see `generate`.
+            cfg_scale, temperature, top_p, cfg_filter_top_k: see `generate`.
+
+        Returns:
+            the recording, with the time of each turn and word, and a verdict on each chunk.
+
+        Raises:
+            DiaError: script, cast or an option cannot be used; the message says which, and where.
+        """
+        from dia_jax.longform.speak import direct, speak
+
+        return speak(
+            self, script, voices=voices, pronunciations=pronunciations, direction=direct(options), progress=progress
+        )
+
+    def align(self, text: str, audio: AudioPrompt) -> Alignment:
+        """Finds when each word of a script is said, by the model's own attention.
+
+        Args:
+            text: all that is said, with its tags [S1] and [S2].
+            audio: codes, a path, or a pair (samples, rate); at most 35 s.
+
+        Returns:
+            An `Alignment`; its `words` have their times in seconds.
+
+        Raises:
+            TextError, AudioError, SettingError, AlignmentError: they cannot be used; the message says why.
+        """
+        is_recording = isinstance(audio, (str, os.PathLike, tuple))
+        return self.aligner(text, self.encode_audio(audio) if is_recording else check_codes(audio, self.config))
+
+    def make_voice(self, audio: AudioPrompt, text: str, *, name: str = "voice") -> Voice:
+        """Makes a voice to speak with, after checking that recording and transcript go together.
+
+        Args:
+            audio: a path, a pair (samples, rate), or codes of a clip that came out well; 5 to 15 s of one speaker.
+            text: what is said, word for word.
+            name: for messages.
+
+        Returns:
+            A `Voice`, for `voice=` and `voices=`, and to be saved.
+
+        Raises:
+            VoiceError, AudioError, SettingError: the message says what is wrong with the recording or the transcript.
+        """
+        from dia_jax.longform.casting import make_voice
+
+        return make_voice(self, audio, text, name=name)
+
+    @functools.cached_property
+    def aligner(self) -> Aligner:
+        """What aligns codes and scripts, see `align`."""
+        return Aligner(self.graphdef, self.params, self.config, mesh=self.mesh)
 
     # --- Codes and samples -------------------------------------------------------------------------------------------
 

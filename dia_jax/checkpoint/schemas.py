@@ -14,6 +14,7 @@ from dia_jax.config import (
     DiaConfig,
     EncoderConfig,
     SamplingSettings,
+    SpeechSettings,
     Variant,
     one_line,
     short,
@@ -79,7 +80,12 @@ def dia_from_json(data: Any, *, variant: Variant | None = None) -> DiaConfig:
                 "config.json has neither `model` and `data` (Dia v0.1) nor `encoder_config` and `decoder_config` "
                 f"(Dia 0626), but these keys: {short(sorted(map(str, data))) if data else 'none'}."
             )
-        config = dataclasses.replace(config, sampling=SamplingSettings(**data.get("sampling", {})))
+        speech = dict(data.get("speech", {}))
+        if isinstance(speech.get("chunk_seconds"), list):
+            speech["chunk_seconds"] = tuple(speech["chunk_seconds"])
+        config = dataclasses.replace(
+            config, sampling=SamplingSettings(**data.get("sampling", {})), speech=SpeechSettings(**speech)
+        )
     except KeyError as error:
         raise ConfigError(f"config.json lacks the key {error}.") from None
     except ConfigError:
@@ -90,7 +96,8 @@ def dia_from_json(data: Any, *, variant: Variant | None = None) -> DiaConfig:
 
 
 def dia_to_json(config: DiaConfig) -> dict[str, Any]:
-    """The flat schema of 0626. `transformers` reads it too, and ignores the extra `variant` and `sampling`."""
+    """The flat schema of 0626. `transformers` reads it too, and ignores the extra `variant`, `sampling` and
+    `speech`."""
     enc, dec = config.encoder, config.decoder
     special = {
         "bos_token_id": config.bos_token_id,
@@ -124,6 +131,7 @@ def dia_to_json(config: DiaConfig) -> dict[str, Any]:
         "decoder_config": part(dec, "dia_decoder") | cross | special,
         "variant": config.variant,
         "sampling": dataclasses.asdict(config.sampling),
+        "speech": dataclasses.asdict(config.speech) | {"chunk_seconds": list(config.speech.chunk_seconds)},
     }
 
 
@@ -162,6 +170,7 @@ def dia_to_nested_json(config: DiaConfig) -> dict[str, Any]:
     return {
         "version": "1.0",
         "sampling": dataclasses.asdict(config.sampling),
+        "speech": dataclasses.asdict(config.speech) | {"chunk_seconds": list(config.speech.chunk_seconds)},
         "model": {
             "encoder": {
                 "n_layer": enc.num_layers,

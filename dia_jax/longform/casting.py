@@ -10,12 +10,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dia_jax.alignment import Alignment
+from dia_jax.alignment import FRAME_RATE, Alignment
 from dia_jax.audio import AudioError
 from dia_jax.longform import sound
 from dia_jax.longform.judge import CLIPPED, TRUSTED, UNHEARD
 from dia_jax.longform.mastering import edges, level
-from dia_jax.longform.plan import FRAME_RATE
 from dia_jax.requests import AudioPrompt, check_codes, read_recording
 from dia_jax.voice import Voice, VoiceError
 
@@ -23,7 +22,8 @@ if TYPE_CHECKING:
     from dia_jax.pipeline import Dia
 
 SECONDS = (5.0, 15.0)
-"""The shortest and the longest recording. Shorter ones give nonsense, longer ones make speech rush and leave no room."""
+"""The shortest and the longest recording. Shorter ones give nonsense; longer ones make speech rush, and leave no
+room."""
 RATES = (4.0, 30.0)
 """The slowest and the fastest plausible speech in bytes a second; English has 10 to 20."""
 EDGE = 0.1

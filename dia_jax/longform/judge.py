@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from dia_jax.alignment import Alignment, Timing, byte_positions
+from dia_jax.alignment import FRAME_RATE, Alignment, Timing, byte_positions
 from dia_jax.longform import sound
 from dia_jax.longform.mastering import edges, level
-from dia_jax.longform.plan import FRAME_RATE, Chunk
-from dia_jax.longform.script import ScriptWord
+from dia_jax.longform.plan import Chunk
+from dia_jax.longform.words import ScriptWord
 from dia_jax.voice import Voice
 
 TRUSTED = 0.6
@@ -28,7 +28,7 @@ LOUD_END = -20.0
 SILENCE = 1.0
 """Seconds; a voice that pauses for long is allowed twice its own longest pause."""
 NOISE = (12.0, -32.0)
-"""A take is noisy if its quiet parts are so much louder, in dB, than the voice's, and louder than this below its level."""
+"""A take is noisy if its quiet parts are so much louder, in dB, than the voice's, and above this, below its level."""
 HANGING = 0.5
 """Seconds of sound in which no code changes."""
 LEVEL = 10.0

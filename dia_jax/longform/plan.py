@@ -6,15 +6,15 @@ no model.
 """
 
 import dataclasses
+import difflib
 import math
 from collections.abc import Mapping, Sequence
 
+from dia_jax.alignment import FRAME_RATE
 from dia_jax.config import DiaConfig, DiaError
-from dia_jax.longform.script import Script, Turn, clauses, cut, sentences
+from dia_jax.longform.dividing import clauses, cut, sentences
+from dia_jax.longform.script import Script, Turn
 from dia_jax.voice import TAGS
-
-FRAME_RATE = 44_100 / 512
-"""Frames of Dia's codec a second."""
 
 ROOM = 1.6
 """How much longer than expected a chunk may become before it is broken off."""
@@ -92,8 +92,7 @@ def plan(
     paces: Mapping[str, Pace],
     config: DiaConfig,
     *,
-    seconds: tuple[float, float],
-    closing_tag: bool = True,
+    kept: Sequence[Sequence[Turn]] = (),
 ) -> tuple[Chunk, ...]:
     """Divides a script into chunks.
 
@@ -104,13 +103,13 @@ def plan(
         script: what is to be spoken.
         paces: of each speaker.
         config: of the model.
-        seconds: the shortest and the longest length that a chunk should have.
-        closing_tag: end a chunk with the tag of the one who does not speak last, which keeps the last word whole.
+        kept: the turns of the chunks of an earlier plan. Those that are still there stay chunks of their own, so that a
+            change of one line changes only its chunk.
 
     Raises:
         PlanError: a voice's prompt leaves no room, or a word is too long for the model.
     """
-    longest = {name: _longest(paces[name], config, seconds[1]) for name in script.speakers}
+    longest = {name: _longest(paces[name], config) for name in script.speakers}
     pieces: list[tuple[int, bool, Turn]] = []
     for number, turn in enumerate(script.turns):
         room = longest[turn.speaker]
@@ -123,12 +122,30 @@ def plan(
         pieces += [(number, i == 0, piece) for i, piece in enumerate(divided)]
     starts = [chapter.first_turn for chapter in script.chapters]
     chapters = [sum(start <= number for start in starts) - 1 for number, _, _ in pieces]
-    bounds = _boundaries(pieces, chapters, paces, config, seconds)
-    names = script.speakers
+    bounds, at = [], 0
+    for begin, stop in [*_still_there(pieces, kept), (len(pieces), len(pieces))]:
+        bounds += [(at + a, at + b) for a, b in _boundaries(pieces[at:begin], chapters[at:begin], paces, config)]
+        bounds += [(begin, stop)] if stop > begin else []
+        at = stop
     return tuple(
-        _chunk(i, pieces[begin:stop], chapters[begin], names, paces, closing_tag)
+        _chunk(i, pieces[begin:stop], chapters[begin], script.speakers, paces, config)
         for i, (begin, stop) in enumerate(bounds)
     )
+
+
+def _still_there(pieces: Sequence[tuple[int, bool, Turn]], kept: Sequence[Sequence[Turn]]) -> list[tuple[int, int]]:
+    """Where the chunks of an earlier plan are among the pieces."""
+    old = [(piece.speaker, piece.spoken) for chunk in kept for piece in chunk]
+    new = [(piece.speaker, piece.spoken) for _, _, piece in pieces]
+    blocks = difflib.SequenceMatcher(None, old, new, autojunk=False).get_matching_blocks()
+    found, first = [], 0
+    for chunk in kept:
+        last = first + len(chunk)
+        for block in blocks:
+            if chunk and block.a <= first and last <= block.a + block.size:
+                found.append((block.b + first - block.a, block.b + last - block.a))
+        first = last
+    return found
 
 
 def part_seconds(piece: Turn, pace: Pace) -> float:
@@ -136,11 +153,11 @@ def part_seconds(piece: Turn, pace: Pace) -> float:
     return (len(piece.spoken.encode()) + TAG_BYTES) / pace.rate
 
 
-def _longest(pace: Pace, config: DiaConfig, wanted: float) -> float:
+def _longest(pace: Pace, config: DiaConfig) -> float:
     """Seconds of speech that fit behind a voice's prompt, at most as many as are wanted."""
     rows = (config.frame_budget - pace.prompt_frames) / FRAME_RATE / ROOM
     text = (config.encoder.max_length - pace.prompt_bytes - 2 * TAG_BYTES) / pace.rate
-    return min(wanted, rows, text)
+    return min(config.speech.chunk_seconds[1], rows, text)
 
 
 def _divide(turn: Turn, pace: Pace, longest: float) -> list[Turn]:
@@ -166,9 +183,9 @@ def _boundaries(
     chapters: Sequence[int],
     paces: Mapping[str, Pace],
     config: DiaConfig,
-    seconds: tuple[float, float],
 ) -> list[tuple[int, int]]:
     """The cheapest division, by dynamic programming over its last chunk."""
+    seconds = config.speech.chunk_seconds
     wanted = (seconds[0] + seconds[1]) / 2
     costs, last = [0.0], [0]
     for stop in range(1, len(pieces) + 1):
@@ -181,7 +198,7 @@ def _boundaries(
             length += part_seconds(piece, paces[piece.speaker])
             if len(names) > len(TAGS) or chapters[begin] != chapters[stop - 1]:
                 break
-            if begin < stop - 1 and not _fits(length, names, paces, config, seconds[1]):
+            if begin < stop - 1 and not _fits(length, names, paces, config):
                 break
             cost = costs[begin] + ((length - wanted) / wanted) ** 2
             cost += 4 * max(0.0, (min(STEADY, seconds[0]) - length) / STEADY) + (0 if is_first else 1)
@@ -196,10 +213,12 @@ def _boundaries(
     return bounds[::-1]
 
 
-def _fits(length: float, names: set[str], paces: Mapping[str, Pace], config: DiaConfig, longest: float) -> bool:
+def _fits(length: float, names: set[str], paces: Mapping[str, Pace], config: DiaConfig) -> bool:
     frames = sum(paces[name].prompt_frames for name in names) + length * ROOM * FRAME_RATE
     size = sum(paces[name].prompt_bytes + TAG_BYTES for name in names) + length * max(paces[n].rate for n in names)
-    return length <= longest and frames <= config.frame_budget and size <= config.encoder.max_length
+    return (
+        length <= config.speech.chunk_seconds[1] and frames <= config.frame_budget and size <= config.encoder.max_length
+    )
 
 
 def _chunk(
@@ -208,11 +227,13 @@ def _chunk(
     chapter: int,
     names: Sequence[str],
     paces: Mapping[str, Pace],
-    closing_tag: bool,
+    config: DiaConfig,
 ) -> Chunk:
     speakers = sorted({piece.speaker for _, _, piece in pieces}, key=names.index)
     if set(speakers) <= set(TAGS):
         tags = {name: name for name in speakers}  # a script that names the tags means them
+    elif config.speech.tag_voices and len(names) <= len(TAGS):
+        tags = dict(zip(names, TAGS, strict=False))
     else:
         tags = dict(zip(speakers, TAGS, strict=False))
     text, parts, before = "", [], None
@@ -224,7 +245,7 @@ def _chunk(
         parts.append(Part(turn, piece, is_first, tag, len(text)))
         text += piece.spoken
         before = tag
-    if closing_tag:
+    if config.speech.closing_tag:
         text += f" [{TAGS[1 - TAGS.index(before)]}]"
     length = sum(part_seconds(piece, paces[piece.speaker]) for _, _, piece in pieces)
     cast = {tags[name]: name for name in sorted(speakers, key=lambda name: tags[name])}

@@ -10,11 +10,12 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from dia_jax.alignment import FRAME_RATE, Word
 from dia_jax.longform.judge import PlacedWord
 from dia_jax.longform.mastering import edges, fade, level
-from dia_jax.longform.plan import FRAME_RATE, Chunk
+from dia_jax.longform.plan import Chunk
 from dia_jax.longform.script import Script
-from dia_jax.longform.speech import SpokenChapter, SpokenTurn, Word
+from dia_jax.longform.speech import SpokenChapter, SpokenTurn
 
 FADE = 5.0
 """Milliseconds over which a sound begins and ends."""
@@ -163,9 +164,7 @@ def _segments(script: Script, takes: Sequence[SpokenTake], gaps: Gaps, rate: int
         for begin, stop, low, high in zip([0, *cuts], [*cuts, len(parts)], bounds, bounds[1:], strict=False):
             first, last = edges(take.samples[low:high], rate=rate)
             part = parts[begin]
-            if not segments:
-                silence = part.piece.pause
-            elif part.piece.pause:
+            if not segments or part.piece.pause:
                 silence = part.piece.pause
             elif part.is_first and part.turn in firsts:
                 silence = gaps.chapter

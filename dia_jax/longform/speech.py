@@ -9,20 +9,7 @@ from typing import Any
 
 import numpy as np
 
-
-@dataclasses.dataclass(frozen=True)
-class Word:
-    """A word as it stands in the script, with the marks that touch it.
-
-    Attributes:
-        start, end: in seconds.
-        confidence: 0 to 1, how surely the model attended to it while it was said.
-    """
-
-    text: str
-    start: float
-    end: float
-    confidence: float
+from dia_jax.alignment import Word
 
 
 @dataclasses.dataclass(frozen=True)

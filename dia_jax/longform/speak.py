@@ -1,0 +1,553 @@
+"""A script of any length -> a recording: plans it, has its chunks made and judged, and joins the best takes.
+
+Everything is decoded by the model's one engine, so chunks and candidates fill a batch together. Knows how voices are
+carried from chunk to chunk, and when a chunk is made again. Knows no files; what is kept between two runs is handed in.
+"""
+
+import concurrent.futures
+import dataclasses
+import math
+import secrets
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from tqdm import tqdm
+
+from dia_jax.alignment import FRAME_RATE, Timing
+from dia_jax.codec import Codec
+from dia_jax.config import DiaError, short
+from dia_jax.job import Job
+from dia_jax.longform.casting import voice_from_parts
+from dia_jax.longform.judge import Verdict, judge, place_words
+from dia_jax.longform.mastering import check_mastering, normalise, stretch
+from dia_jax.longform.plan import Chunk, Pace, plan
+from dia_jax.longform.recognise import Recogniser
+from dia_jax.longform.recording import Gaps, SpokenTake, join
+from dia_jax.longform.script import Script, ScriptLike, Turn
+from dia_jax.longform.speech import Speech, SpokenChunk
+from dia_jax.longform.takes import Take, Takes, digest, seed_of
+from dia_jax.requests import VoiceLike, check_count, check_seed, check_settings, check_voice
+from dia_jax.voice import TAGS, Voice, as_voice, voice_prompt
+
+if TYPE_CHECKING:
+    from dia_jax.pipeline import Dia
+
+RATE = 15.0
+"""Bytes a second of speech, where no voice says otherwise."""
+CONTEXT = 6.0
+"""Seconds that the last turn before a chunk may have to be given as context."""
+OWN_PROMPT = 8.0
+"""Seconds that a voice has which is taken from the speaker's first chunk, at most."""
+
+Carry = Literal["fixed", "context"]
+
+
+class SpeakError(DiaError):
+    """A script and a cast that do not go together, or an option outside its range."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Direction:
+    """How a script is spoken; described at `Dia.speak`."""
+
+    carry: Carry = "fixed"
+    candidates: int = 1
+    retries: int = 2
+    seed: int | None = None
+    speed: float = 1.0
+    loudness: float | None = None
+    gaps: Gaps = dataclasses.field(default_factory=Gaps)
+    recogniser: Recogniser | None = None
+    batch_size: int = 16
+    cfg_scale: float | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    cfg_filter_top_k: int | None = None
+
+    def check(self) -> None:
+        """Raises DiaError if an option cannot be used, before any work is done."""
+        if self.carry not in ("fixed", "context"):
+            raise SpeakError(f'carry is {short(self.carry)}; it must be "fixed" or "context".')
+        check_count("candidates", self.candidates)
+        check_count("batch_size", self.batch_size)
+        if isinstance(self.retries, bool) or not isinstance(self.retries, int) or not 0 <= self.retries <= 100:
+            raise SpeakError(f"retries is {short(self.retries)}; it must be a whole number from 0 to 100.")
+        if self.seed is not None:
+            check_seed(self.seed)
+        for name, value in dataclasses.asdict(self.gaps).items():
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 60:
+                raise SpeakError(f"The gap {name} is {short(value)}; it must be 0 to 60 seconds.")
+        check_mastering(speed=self.speed, loudness=self.loudness)
+
+    @property
+    def sampling(self) -> dict[str, Any]:
+        """The settings of sampling that are not the model's own."""
+        names = ("cfg_scale", "temperature", "top_p", "cfg_filter_top_k")
+        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+
+
+def direct(options: Mapping[str, Any]) -> Direction:
+    """Options by name as a `Direction`.
+
+    Raises:
+        SpeakError: one is unknown.
+    """
+    names = [field.name for field in dataclasses.fields(Direction)]
+    if unknown := [name for name in options if name not in names]:
+        raise SpeakError(f"There is no option {short(unknown[0])}; there are {', '.join(names)}.")
+    return Direction(**options)
+
+
+def codec_of(dia: "Dia") -> Codec:
+    """The model's codec.
+
+    Raises:
+        SpeakError: it was loaded without.
+    """
+    if dia.codec is None:
+        raise SpeakError("This needs the codec, but the model was loaded without (load_codec=False).")
+    return dia.codec
+
+
+@dataclasses.dataclass(frozen=True)
+class Planned:
+    """A plan and who speaks in it.
+
+    Attributes:
+        script: what is spoken.
+        chunks: in order.
+        voices: by speaker, as far as they are known; what the judge expects.
+        prompts: those of them that are given to the model.
+    """
+
+    script: Script
+    chunks: tuple[Chunk, ...]
+    voices: Mapping[str, Voice]
+    prompts: Mapping[str, Voice]
+
+
+def cast(dia: "Dia", script: Script, voices: Mapping[str, VoiceLike] | None) -> tuple[dict[str, Voice], bool]:
+    """Finds everybody's voice.
+
+    Args:
+        script: may name voices itself.
+        voices: by speaker; they count before those of the script.
+
+    Returns:
+        voices by speaker, and whether they are to be given as prompts: those that the model has for its tags are not.
+
+    Raises:
+        SpeakError: a name is unknown, or a speaker has no voice where others have one.
+        VoiceError: a voice cannot be read or used.
+    """
+    if voices is not None and not voices:
+        raise SpeakError("The cast is empty; give a voice for each speaker, or leave the cast out.")
+    given: dict[str, Any] = {**script.cast, **(voices or {})}
+    if unknown := [name for name in given if name not in script.speakers]:
+        raise SpeakError(
+            f"The cast has a voice for {short(unknown[0])}, who does not speak in the script; it has "
+            f"{', '.join(map(short, script.speakers[:10]))}."
+        )
+    if given:
+        found = {name: as_voice(voice) for name, voice in given.items()}
+        for turn in script.turns:
+            if turn.speaker not in found:
+                raise SpeakError(
+                    f"At {turn.place}, {short(turn.speaker)} is not in the cast, which has "
+                    f"{', '.join(map(short, found))}; give a voice for each speaker."
+                )
+        for voice in found.values():
+            check_voice(voice, codec=codec_of(dia).digest)
+        return found, True
+    if not dia.config.speech.tag_voices:
+        return {}, True
+    if len(script.speakers) > len(TAGS):
+        turn = next(turn for turn in script.turns if turn.speaker == script.speakers[len(TAGS)])
+        raise SpeakError(
+            f"At {turn.place}, {short(turn.speaker)} is the third speaker, and the model has two voices of its own; "
+            "give a voice for each speaker."
+        )
+    names = script.speakers if not set(script.speakers) <= set(TAGS) else TAGS
+    return {name: dia.voices[tag] for name, tag in zip(names, TAGS, strict=False) if tag in dia.voices}, False
+
+
+def make_plan(
+    dia: "Dia",
+    script: Script,
+    voices: Mapping[str, Voice],
+    prompts: Mapping[str, Voice],
+    *,
+    carry: Carry,
+    rate: float = RATE,
+    kept: Sequence[Sequence[Turn]] = (),
+) -> Planned:
+    """Plans a script, see `plan.plan`."""
+    reserve = CONTEXT if carry == "context" else 0.0
+    paces = {}
+    for name in script.speakers:
+        pace = voices[name].rate if name in voices else rate
+        # A voice that is still to be taken from the speaker's first chunk needs its room too.
+        unknown = not dia.config.speech.tag_voices and name not in prompts
+        frames = len(prompts[name].codes) if name in prompts else OWN_PROMPT * FRAME_RATE * unknown
+        size = len(prompts[name].text.encode()) + 2 if name in prompts else OWN_PROMPT * pace * unknown
+        paces[name] = Pace(pace, math.ceil(frames + reserve * FRAME_RATE), math.ceil(size + reserve * pace))
+    return Planned(script, plan(script, paces, dia.config, kept=kept), voices, prompts)
+
+
+def speak(
+    dia: "Dia",
+    script: ScriptLike,
+    *,
+    voices: Mapping[str, VoiceLike] | None = None,
+    pronunciations: Mapping[str, str] | None = None,
+    direction: Direction,
+    takes: Takes | None = None,
+    kept: Sequence[Sequence[Turn]] = (),
+    own_voices: Mapping[str, Voice] | None = None,
+    on_plan: Callable[[Planned], None] | None = None,
+    on_voice: Callable[[str, Voice], None] | None = None,
+    on_chunk: Callable[[Chunk, Take], None] | None = None,
+    progress: bool = False,
+) -> Speech:
+    """Speaks a script of any length, see `Dia.speak`.
+
+    Args:
+        direction: the options.
+        takes: what was made before, and where takes are kept; None is nothing and nowhere.
+        kept: see `plan.plan`.
+        own_voices: that were taken from first chunks before.
+        on_plan: called with each plan. There is a second one where voices are taken from the first chunks.
+        on_voice: called with each voice that is taken from a first chunk.
+        on_chunk: called with each chunk and its best take, when that is decided.
+    """
+    direction.check()
+    check_settings(dia.config.sampling, **direction.sampling)
+    script = Script.of(script, pronunciations=pronunciations)
+    known, are_prompts = cast(dia, script, voices)
+    if are_prompts and not known:
+        known = {name: voice for name, voice in (own_voices or {}).items() if name in script.speakers}
+    if direction.seed is None:
+        direction = dataclasses.replace(direction, seed=secrets.randbits(32))
+    planned = make_plan(dia, script, known, known if are_prompts else {}, carry=direction.carry, kept=kept)
+    maker = _Maker(dia, direction, takes or Takes(), on_chunk, progress=progress)
+    with maker:
+        if are_prompts and set(known) != set(script.speakers):
+            planned = _find_voices(dia, planned, maker, direction, on_plan, on_voice)
+        if on_plan:
+            on_plan(planned)
+        best = _make_all(planned, maker, direction)
+    return _finish(dia, planned, best, maker, direction)
+
+
+# --- Making takes ----------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Wanted:
+    """A chunk with what stands before it."""
+
+    chunk: Chunk
+    before: str
+    prompt: np.ndarray
+    key: str
+    voices: Mapping[str, Voice]
+
+
+class _Maker:
+    """Has takes made and judged, and makes again what fails.
+
+    Args:
+        dia: whose engine decodes.
+        direction: how many, with which seeds and settings.
+        takes: what was made before counts, and what is made is added.
+    """
+
+    def __init__(
+        self,
+        dia: "Dia",
+        direction: Direction,
+        takes: Takes,
+        on_chunk: Callable[[Chunk, Take], None] | None,
+        *,
+        progress: bool,
+    ):
+        self._dia, self._direction, self._takes, self._on_chunk = dia, direction, takes, on_chunk
+        self._rate = codec_of(dia).config.sample_rate
+        self._jobs: dict[Job, tuple[_Wanted, int, int]] = {}
+        self._began, self._made, self._chunks, self._total = time.perf_counter(), 0.0, 0, 0
+        self._again: dict[int, int] = {}
+        self._samples: dict[tuple[str, int, int], np.ndarray] = {}
+        shape = "{desc}[{elapsed}{postfix}]"
+        self._bar = tqdm(desc="preparing, compiling if new ", disable=not progress, bar_format=shape)
+
+    def __enter__(self) -> "_Maker":
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        for job in self._jobs:
+            job.cancel()
+        self._bar.close()
+
+    def expect(self, chunks: int) -> None:
+        """States how many chunks there are in all, for the progress bar."""
+        self._total = chunks
+
+    def make(self, wanted: Sequence[_Wanted]) -> list[Take]:
+        """The best take of each chunk."""
+        best: dict[str, Take] = {}
+        for each in wanted:
+            self._go_on(each, best)
+        while self._jobs:
+            # Waits in turns, for platforms that cannot interrupt a wait.
+            done, _ = concurrent.futures.wait(
+                list(self._jobs), timeout=0.2, return_when=concurrent.futures.FIRST_COMPLETED
+            )
+            for job in sorted(done, key=lambda job: self._jobs[job][1:]):
+                each, attempt, candidate = self._jobs.pop(job)
+                self._takes.add(each.key, self._judge(each, attempt, candidate, job))
+                self._go_on(each, best)
+            self._show()
+        return [best[each.key] for each in wanted]
+
+    def samples(self, key: str, take: Take) -> np.ndarray:
+        """A take as sound, float32 [n]."""
+        found = self._samples.get((key, take.attempt, take.candidate))
+        return self._dia.decode_codes(take.codes) if found is None else found
+
+    def rejected(self, key: str, kept: Take) -> tuple[int, list[dict[str, Any]]]:
+        """How many takes there are of a chunk, and why the others were not kept."""
+        first = self._takes.first_attempt(key)
+        others = [take for (attempt, _), take in sorted(self._takes.of(key).items()) if attempt >= first]
+        reasons = [
+            {"seed": take.seed, "problems": list(take.verdict.problems) or ["Another take is better."]}
+            for take in others
+            if take is not kept
+        ]
+        return len(others), reasons
+
+    def _go_on(self, each: _Wanted, best: dict[str, Take]) -> None:
+        """Decides what a chunk needs: nothing while takes of an attempt are still made, another attempt, or no more."""
+        first, made = self._takes.first_attempt(each.key), self._takes.of(each.key)
+        running = {(attempt, i) for other, attempt, i in self._jobs.values() if other.key == each.key}
+        if running:
+            return
+        for attempt in range(first, first + self._direction.retries + 1):
+            missing = [i for i in range(self._direction.candidates) if (attempt, i) not in made]
+            if missing:
+                if attempt > first:
+                    self._again[each.chunk.number] = attempt - first
+                for candidate in missing:
+                    self._start(each, attempt, candidate)
+                return
+            here = [made[attempt, i] for i in range(self._direction.candidates)]
+            if any(take.verdict.passed for take in here):
+                break
+        counted = [take for (attempt, _), take in sorted(made.items()) if attempt >= first]
+        # Whether it passed, then how well; of equals the first. Scores are as they are kept in files.
+        kept = min(counted, key=lambda take: (not take.verdict.passed, round(take.verdict.score, 4)))
+        best[each.key] = kept
+        self._chunks += 1
+        self._samples = {
+            name: samples
+            for name, samples in self._samples.items()
+            if name[0] != each.key or name[1:] == (kept.attempt, kept.candidate)
+        }
+        if self._on_chunk:
+            self._on_chunk(each.chunk, kept)
+
+    def _start(self, each: _Wanted, attempt: int, candidate: int) -> None:
+        assert self._direction.seed is not None
+        seed = seed_of(self._direction.seed, each.key, candidate, attempt)
+        room = self._dia.config.frame_budget - len(each.prompt)
+        job = self._dia.submit(
+            f"{each.before} {each.chunk.text}".strip(),
+            audio_prompt=each.prompt if len(each.prompt) else None,
+            max_tokens=min(each.chunk.most_frames, room),
+            seed=seed,
+            batch_size=self._direction.batch_size,
+            **self._direction.sampling,
+        )
+        self._jobs[job] = each, attempt, candidate
+
+    def _judge(self, each: _Wanted, attempt: int, candidate: int, job: Job) -> Take:
+        assert self._direction.seed is not None
+        samples, codes, chunk = job.result(), job.codes, each.chunk
+        seed = seed_of(self._direction.seed, each.key, candidate, attempt)
+        self._made += len(codes) / FRAME_RATE
+        if not len(codes):
+            nothing = Verdict(("Nothing is heard.",), 100.0, {"ended": 1.0})
+            timings = tuple(Timing(0, 0, 0, 0, 0.0) for part in chunk.parts for _ in part.piece.words)
+            return Take(attempt, candidate, seed, codes, True, nothing, timings)
+        ended = len(codes) < job.request.max_frames
+        alignment = self._dia.aligner(
+            f"{each.before} {chunk.text}".strip(), np.concatenate([each.prompt, codes]) if len(each.prompt) else codes
+        )
+        words = place_words(chunk, alignment, prompt_frames=len(each.prompt))
+        verdict = judge(chunk, codes, samples, words, alignment, rate=self._rate, ended=ended, voices=each.voices)
+        if self._direction.recogniser is not None:
+            verdict = self._direction.recogniser.judge(chunk, samples, verdict, rate=self._rate)
+        self._samples[each.key, attempt, candidate] = samples
+        return Take(attempt, candidate, seed, codes, ended, verdict, tuple(placed.timing for placed in words))
+
+    def _show(self) -> None:
+        if not self._made:
+            return
+        seconds = time.perf_counter() - self._began
+        again = f", again: {', '.join(str(n) for n in sorted(self._again))}" if self._again else ""
+        self._bar.set_description_str(f"chunk {self._chunks} of {self._total}, {self._made:.0f} s of audio ")
+        self._bar.set_postfix_str(f"{self._made / seconds:.2f} x real time{again}")
+
+
+def _wanted(
+    planned: Planned, chunk: Chunk, direction: Direction, occurrence: int, context: tuple[str, str, np.ndarray] | None
+) -> _Wanted:
+    """A chunk behind its voices' prompts, and behind the turn before it where that is carried too."""
+    voices = {tag: planned.prompts[name] for tag, name in chunk.cast.items() if name in planned.prompts}
+    before, codes = voice_prompt(voices) if voices else ("", np.zeros((0, 0), np.int32))
+    heard = [(tag, voice.text, digest(voice.codes)) for tag, voice in voices.items()]
+    said = None
+    if context is not None:
+        name, said, more = context
+        tag = next(tag for tag, other in chunk.cast.items() if other == name)
+        before = f"{before} [{tag}] {said}".strip()
+        codes = np.concatenate([codes, more]) if codes.size else more
+    # Takes do not depend on the chunk's number, so that they stay where chunks before it come or go.
+    key = digest(chunk.text, heard, said, direction.sampling, direction.seed, occurrence)
+    return _Wanted(chunk, before, codes, key, planned.voices)
+
+
+def _occurrences(chunks: Sequence[Chunk]) -> list[int]:
+    """For each chunk how many before it have the same text."""
+    seen: dict[tuple[str, tuple], int] = {}
+    found = []
+    for chunk in chunks:
+        name = (chunk.text, tuple(chunk.cast.items()))
+        found.append(seen.get(name, 0))
+        seen[name] = found[-1] + 1
+    return found
+
+
+def _make_all(planned: Planned, maker: _Maker, direction: Direction) -> list[tuple[_Wanted, Take]]:
+    """The best take of each chunk: all at once, or each behind the one before it."""
+    occurrences = _occurrences(planned.chunks)
+    maker.expect(len(planned.chunks))
+    if direction.carry == "fixed":
+        wanted = [
+            _wanted(planned, chunk, direction, count, None)
+            for chunk, count in zip(planned.chunks, occurrences, strict=True)
+        ]
+        return list(zip(wanted, maker.make(wanted), strict=True))
+    best: list[tuple[_Wanted, Take]] = []
+    for chunk, count in zip(planned.chunks, occurrences, strict=True):
+        each = _wanted(planned, chunk, direction, count, _last_turn(best[-1], chunk) if best else None)
+        best.append((each, maker.make([each])[0]))
+    return best
+
+
+def _last_turn(before: tuple[_Wanted, Take], chunk: Chunk) -> tuple[str, str, np.ndarray] | None:
+    """The speaker, text and codes of the last turn before a chunk, if its speaker goes on there and it is short."""
+    wanted, take = before
+    last = wanted.chunk.parts[-1]
+    if last.piece.speaker not in chunk.cast.values() or not take.verdict.passed:
+        return None
+    words = [placed for placed in take.words(wanted.chunk) if placed.part == len(wanted.chunk.parts) - 1]
+    if not words or words[0].timing.start >= len(take.codes):
+        return None
+    codes = take.codes[words[0].timing.start :]
+    return (last.piece.speaker, last.piece.spoken, codes) if len(codes) <= CONTEXT * FRAME_RATE else None
+
+
+# --- Voices from the first chunks ------------------------------------------------------------------------------------
+
+
+def _find_voices(
+    dia: "Dia",
+    planned: Planned,
+    maker: _Maker,
+    direction: Direction,
+    on_plan: Callable[[Planned], None] | None,
+    on_voice: Callable[[str, Voice], None] | None,
+) -> Planned:
+    """Takes the voice of each speaker who has none from the first chunk with it, and plans again with these voices."""
+    while missing := [name for name in planned.script.speakers if name not in planned.prompts]:
+        if on_plan:
+            on_plan(planned)
+        maker.expect(len(planned.chunks))
+        first = next(chunk for chunk in planned.chunks if missing[0] in chunk.cast.values())
+        occurrence = _occurrences(planned.chunks)[first.number]
+        each = _wanted(planned, first, direction, occurrence, None)
+        take = maker.make([each])[0]
+        words = take.words(first)
+        prompts = dict(planned.prompts)
+        for name in missing:
+            parts = []
+            for number, part in enumerate(first.parts):
+                timings = [placed.timing for placed in words if placed.part == number and placed.timing.frames]
+                if part.piece.speaker == name and timings:
+                    start, end = min(t.start for t in timings), max(t.end for t in timings)
+                    parts.append((part.piece.spoken, take.codes[start:end]))
+            if parts:
+                size = sum(len(text.encode()) for text, _ in parts)
+                rate = size * FRAME_RATE / sum(len(codes) for _, codes in parts)
+                prompts[name] = voice_from_parts(dia, name, parts, longest=OWN_PROMPT, rate=rate)
+        if missing[0] not in prompts:
+            raise SpeakError(f"Nothing is heard of {short(missing[0])} in its first chunk; try another seed.")
+        if on_voice:
+            for name in missing:
+                if name in prompts:
+                    on_voice(name, prompts[name])
+        kept = [[part.piece for part in chunk.parts] for chunk in planned.chunks[: first.number + 1]]
+        rate = float(np.mean([voice.rate for voice in prompts.values()]))
+        planned = make_plan(dia, planned.script, prompts, prompts, carry=direction.carry, rate=rate, kept=kept)
+    return planned
+
+
+# --- The recording ---------------------------------------------------------------------------------------------------
+
+
+def _finish(
+    dia: "Dia",
+    planned: Planned,
+    best: Sequence[tuple[_Wanted, Take]],
+    maker: _Maker,
+    direction: Direction,
+) -> Speech:
+    spoken = [SpokenTake(each.chunk, maker.samples(each.key, take), take.words(each.chunk)) for each, take in best]
+    samples, turns, chapters, spans = join(
+        planned.script, spoken, direction.gaps, rate=codec_of(dia).config.sample_rate
+    )
+    chunks = []
+    for (each, take), (start, end) in zip(best, spans, strict=True):
+        count, rejected = maker.rejected(each.key, take)
+        chunks.append(SpokenChunk(each.chunk.number, start, end, take.verdict.as_json(), count, rejected))
+    speech = Speech(samples, codec_of(dia).config.sample_rate, turns, chapters, tuple(chunks), planned.script.title)
+    return master(speech, direction)
+
+
+def master(speech: Speech, direction: Direction) -> Speech:
+    """Gives a recording its tempo and loudness."""
+    if direction.speed != 1:
+        speech = _at_speed(speech, stretch(speech.samples, rate=speech.rate, speed=direction.speed), direction.speed)
+    if direction.loudness is not None:
+        samples, _ = normalise(speech.samples, rate=speech.rate, loudness=direction.loudness)
+        speech = dataclasses.replace(speech, samples=samples)
+    return speech
+
+
+def _at_speed(speech: Speech, samples: np.ndarray, speed: float) -> Speech:
+    """The same with other samples, and all times divided by the speed."""
+
+    def scaled(thing: Any, **more: Any) -> Any:
+        times = {name: getattr(thing, name) / speed for name in ("start", "end") if hasattr(thing, name)}
+        return dataclasses.replace(thing, **times, **more)
+
+    turns = tuple(scaled(turn, words=tuple(map(scaled, turn.words))) for turn in speech.turns)
+    return dataclasses.replace(
+        speech,
+        samples=samples,
+        turns=turns,
+        chapters=tuple(map(scaled, speech.chapters)),
+        chunks=tuple(map(scaled, speech.chunks)),
+    )
