@@ -222,7 +222,7 @@ class Aligner:
         attention = np.asarray(mean)[:frames, : len(tokens)]
         scores = np.asarray(scores)
         order = np.argsort(scores, axis=None)[::-1][:HEADS]
-        heads = [(*map(int, np.unravel_index(i, scores.shape)), float(scores.flat[i])) for i in order]
+        heads = [(int(i // scores.shape[1]), int(i % scores.shape[1]), float(scores.flat[i])) for i in order]
         chosen = tuple(head for head in heads if head[2] >= NEARLY * heads[0][2])
         return Alignment(text, attention, best_path(attention), chosen)
 

@@ -45,6 +45,7 @@ from dia_jax.requests import (
 from dia_jax.voice import Voice, load_voices
 
 if TYPE_CHECKING:
+    from dia_jax.longform.judge import Verdict
     from dia_jax.longform.script import ScriptLike
     from dia_jax.longform.speech import Speech
 
@@ -203,9 +204,7 @@ class Dia:
             progress=progress,
             sharding=functools.partial(sharding, mesh),
         )
-        beside = (path if path.is_dir() else path.parent) / "voices"
-        voices = load_voices(beside) if beside.is_dir() else {}
-        return cls(checkpoint.config, graphdef, params, codec=loaded, mesh=mesh, voices=voices)
+        return cls(checkpoint.config, graphdef, params, codec=loaded, mesh=mesh, voices=voices_beside(path))
 
     # --- Generating --------------------------------------------------------------------------------------------------
 
@@ -528,6 +527,26 @@ class Dia:
         is_recording = isinstance(audio, (str, os.PathLike, tuple))
         return self.aligner(text, self.encode_audio(audio) if is_recording else check_codes(audio, self.config))
 
+    def judge(
+        self, script: "ScriptLike", audio: AudioPrompt, *, voices: Mapping[str, VoiceLike] | None = None
+    ) -> "Verdict":
+        """Judges a clip that is there already, as `speak` judges each take.
+
+        Args:
+            script: all that is said, by at most two speakers.
+            audio: codes, a path, or a pair (samples, rate); at most 35 s.
+            voices: that should be heard, by speaker; by default the model's own.
+
+        Returns:
+            A `Verdict`; its `problems` are sentences.
+
+        Raises:
+            DiaError: script, audio or voices cannot be used; the message says why.
+        """
+        from dia_jax.longform.speak import judge_clip
+
+        return judge_clip(self, script, audio, voices=voices)
+
     def make_voice(self, audio: AudioPrompt, text: str, *, name: str = "voice") -> Voice:
         """Makes a voice to speak with, after checking that recording and transcript go together.
 
@@ -611,6 +630,12 @@ class _Progress:
             count = f", {finished} of {self._clips} clips" if self._clips > 1 else ""
             self._bar.set_postfix_str(f"{rate:.2f} x real time{count}")
         self._bar.update(seconds - self._bar.n)
+
+
+def voices_beside(path: Path) -> dict[str, Voice]:
+    """The voices that come with a checkpoint, in its folder `voices/`, by name."""
+    folder = (path if path.is_dir() else path.parent) / "voices"
+    return load_voices(folder) if folder.is_dir() else {}
 
 
 def open_codec(path: str | os.PathLike, *, progress: bool = False) -> Codec:

@@ -90,7 +90,7 @@ class Voice:
         metadata = {"format": FORMAT, "voice": json.dumps(values)}
         try:
             with new_file(follow_links(path)) as temporary:
-                safetensors.numpy.save_file({"codes": self.codes.astype(np.int16)}, temporary, metadata=metadata)
+                temporary.write_bytes(safetensors.numpy.save({"codes": self.codes.astype(np.int16)}, metadata))
         except (OSError, SafetensorError) as error:
             reason = error.strerror if isinstance(error, OSError) and error.strerror else one_line(error)
             raise VoiceError(f"Cannot write {path}: {reason}.") from None

@@ -133,6 +133,17 @@ def plan(
     )
 
 
+def whole(script: Script, paces: Mapping[str, Pace], config: DiaConfig) -> Chunk:
+    """A script of at most two speakers as one chunk, whatever its length: for a clip that is there already.
+
+    Raises:
+        PlanError: there are more speakers.
+    """
+    if len(script.speakers) > len(TAGS):
+        raise PlanError(f"There are {len(script.speakers)} speakers; a clip has at most two.")
+    return _chunk(0, [(i, True, turn) for i, turn in enumerate(script.turns)], 0, script.speakers, paces, config)
+
+
 def _still_there(pieces: Sequence[tuple[int, bool, Turn]], kept: Sequence[Sequence[Turn]]) -> list[tuple[int, int]]:
     """Where the chunks of an earlier plan are among the pieces."""
     old = [(piece.speaker, piece.spoken) for chunk in kept for piece in chunk]

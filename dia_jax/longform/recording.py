@@ -106,11 +106,10 @@ def join(
             turn = chunk.parts[number].turn
             for placed in takes[segment.take].words:
                 if placed.part == number:
-                    times = [
-                        min(max(begin + frame / FRAME_RATE - segment.first / rate, begin), end)
-                        for frame in (placed.timing.start, placed.timing.end)
-                    ]
-                    words.setdefault(turn, []).append(Word(placed.word.text, *times, placed.timing.confidence))
+                    shift = begin - segment.first / rate
+                    start, stop = (shift + t / FRAME_RATE for t in (placed.timing.start, placed.timing.end))
+                    start, stop = min(max(start, begin), end), min(max(stop, begin), end)
+                    words.setdefault(turn, []).append(Word(placed.word.text, start, stop, placed.timing.confidence))
             # A turn of sounds alone has no words: it is where its segment is.
             before = where.get(turn, (begin, begin))[0]
             where[turn] = (before, end)

@@ -7,6 +7,7 @@ carried from chunk to chunk, and when a chunk is made again. Knows no files; wha
 import concurrent.futures
 import dataclasses
 import math
+import os
 import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -17,18 +18,27 @@ from tqdm import tqdm
 
 from dia_jax.alignment import FRAME_RATE, Timing
 from dia_jax.codec import Codec
-from dia_jax.config import DiaError, short
+from dia_jax.config import DiaConfig, DiaError, short
 from dia_jax.job import Job
 from dia_jax.longform.casting import voice_from_parts
 from dia_jax.longform.judge import Verdict, judge, place_words
 from dia_jax.longform.mastering import check_mastering, normalise, stretch
-from dia_jax.longform.plan import Chunk, Pace, plan
+from dia_jax.longform.plan import Chunk, Pace, plan, whole
 from dia_jax.longform.recognise import Recogniser
 from dia_jax.longform.recording import Gaps, SpokenTake, join
 from dia_jax.longform.script import Script, ScriptLike, Turn
 from dia_jax.longform.speech import Speech, SpokenChunk
 from dia_jax.longform.takes import Take, Takes, digest, seed_of
-from dia_jax.requests import VoiceLike, check_count, check_seed, check_settings, check_voice
+from dia_jax.requests import (
+    AudioPrompt,
+    VoiceLike,
+    check_codes,
+    check_count,
+    check_seed,
+    check_settings,
+    check_voice,
+    read_recording,
+)
 from dia_jax.voice import TAGS, Voice, as_voice, voice_prompt
 
 if TYPE_CHECKING:
@@ -128,12 +138,22 @@ class Planned:
     prompts: Mapping[str, Voice]
 
 
-def cast(dia: "Dia", script: Script, voices: Mapping[str, VoiceLike] | None) -> tuple[dict[str, Voice], bool]:
+def cast(
+    config: DiaConfig,
+    script: Script,
+    voices: Mapping[str, VoiceLike] | None,
+    *,
+    model_voices: Mapping[str, Voice],
+    codec: str | None,
+) -> tuple[dict[str, Voice], bool]:
     """Finds everybody's voice.
 
     Args:
+        config: of the model.
         script: may name voices itself.
         voices: by speaker; they count before those of the script.
+        model_voices: that come with the model.
+        codec: digest of the model's codec; None to leave out whether the voices go with it.
 
     Returns:
         voices by speaker, and whether they are to be given as prompts: those that the model has for its tags are not.
@@ -158,10 +178,11 @@ def cast(dia: "Dia", script: Script, voices: Mapping[str, VoiceLike] | None) -> 
                     f"At {turn.place}, {short(turn.speaker)} is not in the cast, which has "
                     f"{', '.join(map(short, found))}; give a voice for each speaker."
                 )
-        for voice in found.values():
-            check_voice(voice, codec=codec_of(dia).digest)
+        if codec is not None:
+            for voice in found.values():
+                check_voice(voice, codec=codec)
         return found, True
-    if not dia.config.speech.tag_voices:
+    if not config.speech.tag_voices:
         return {}, True
     if len(script.speakers) > len(TAGS):
         turn = next(turn for turn in script.turns if turn.speaker == script.speakers[len(TAGS)])
@@ -170,11 +191,11 @@ def cast(dia: "Dia", script: Script, voices: Mapping[str, VoiceLike] | None) -> 
             "give a voice for each speaker."
         )
     names = script.speakers if not set(script.speakers) <= set(TAGS) else TAGS
-    return {name: dia.voices[tag] for name, tag in zip(names, TAGS, strict=False) if tag in dia.voices}, False
+    return {name: model_voices[tag] for name, tag in zip(names, TAGS, strict=False) if tag in model_voices}, False
 
 
 def make_plan(
-    dia: "Dia",
+    config: DiaConfig,
     script: Script,
     voices: Mapping[str, Voice],
     prompts: Mapping[str, Voice],
@@ -189,11 +210,11 @@ def make_plan(
     for name in script.speakers:
         pace = voices[name].rate if name in voices else rate
         # A voice that is still to be taken from the speaker's first chunk needs its room too.
-        unknown = not dia.config.speech.tag_voices and name not in prompts
+        unknown = not config.speech.tag_voices and name not in prompts
         frames = len(prompts[name].codes) if name in prompts else OWN_PROMPT * FRAME_RATE * unknown
         size = len(prompts[name].text.encode()) + 2 if name in prompts else OWN_PROMPT * pace * unknown
         paces[name] = Pace(pace, math.ceil(frames + reserve * FRAME_RATE), math.ceil(size + reserve * pace))
-    return Planned(script, plan(script, paces, dia.config, kept=kept), voices, prompts)
+    return Planned(script, plan(script, paces, config, kept=kept), voices, prompts)
 
 
 def speak(
@@ -208,7 +229,7 @@ def speak(
     own_voices: Mapping[str, Voice] | None = None,
     on_plan: Callable[[Planned], None] | None = None,
     on_voice: Callable[[str, Voice], None] | None = None,
-    on_chunk: Callable[[Chunk, Take], None] | None = None,
+    on_chunk: Callable[[Chunk, str, Take], None] | None = None,
     progress: bool = False,
 ) -> Speech:
     """Speaks a script of any length, see `Dia.speak`.
@@ -220,17 +241,18 @@ def speak(
         own_voices: that were taken from first chunks before.
         on_plan: called with each plan. There is a second one where voices are taken from the first chunks.
         on_voice: called with each voice that is taken from a first chunk.
-        on_chunk: called with each chunk and its best take, when that is decided.
+        on_chunk: called with each chunk, its key in `takes` and its best take, when that is decided.
     """
     direction.check()
     check_settings(dia.config.sampling, **direction.sampling)
     script = Script.of(script, pronunciations=pronunciations)
-    known, are_prompts = cast(dia, script, voices)
+    codec = codec_of(dia).digest
+    known, are_prompts = cast(dia.config, script, voices, model_voices=dia.voices, codec=codec)
     if are_prompts and not known:
         known = {name: voice for name, voice in (own_voices or {}).items() if name in script.speakers}
     if direction.seed is None:
         direction = dataclasses.replace(direction, seed=secrets.randbits(32))
-    planned = make_plan(dia, script, known, known if are_prompts else {}, carry=direction.carry, kept=kept)
+    planned = make_plan(dia.config, script, known, known if are_prompts else {}, carry=direction.carry, kept=kept)
     maker = _Maker(dia, direction, takes or Takes(), on_chunk, progress=progress)
     with maker:
         if are_prompts and set(known) != set(script.speakers):
@@ -239,6 +261,24 @@ def speak(
             on_plan(planned)
         best = _make_all(planned, maker, direction)
     return _finish(dia, planned, best, maker, direction)
+
+
+def judge_clip(
+    dia: "Dia", script: ScriptLike, audio: AudioPrompt, *, voices: Mapping[str, VoiceLike] | None = None
+) -> Verdict:
+    """Judges a clip that is there already, see `Dia.judge`."""
+    codec, script = codec_of(dia), Script.of(script)
+    known, _ = cast(dia.config, script, voices, model_voices=dia.voices, codec=None)
+    is_recording = isinstance(audio, (str, os.PathLike, tuple))
+    codes = None if is_recording else check_codes(audio, dia.config)
+    samples = read_recording(audio, codec.config) if codes is None else codec.decode(codes)
+    codes = codec.encode(samples) if codes is None else codes
+    paces = {name: Pace(known[name].rate if name in known else RATE) for name in script.speakers}
+    chunk = whole(script, paces, dia.config)
+    alignment = dia.aligner(chunk.text, codes)
+    words = place_words(chunk, alignment, prompt_frames=0)
+    rate = codec.config.sample_rate
+    return judge(chunk, codes, samples, words, alignment, rate=rate, ended=True, voices=known)
 
 
 # --- Making takes ----------------------------------------------------------------------------------------------------
@@ -269,7 +309,7 @@ class _Maker:
         dia: "Dia",
         direction: Direction,
         takes: Takes,
-        on_chunk: Callable[[Chunk, Take], None] | None,
+        on_chunk: Callable[[Chunk, str, Take], None] | None,
         *,
         progress: bool,
     ):
@@ -301,10 +341,8 @@ class _Maker:
             self._go_on(each, best)
         while self._jobs:
             # Waits in turns, for platforms that cannot interrupt a wait.
-            done, _ = concurrent.futures.wait(
-                list(self._jobs), timeout=0.2, return_when=concurrent.futures.FIRST_COMPLETED
-            )
-            for job in sorted(done, key=lambda job: self._jobs[job][1:]):
+            concurrent.futures.wait(self._jobs, timeout=0.2, return_when=concurrent.futures.FIRST_COMPLETED)
+            for job in [job for job in self._jobs if job.done()]:
                 each, attempt, candidate = self._jobs.pop(job)
                 self._takes.add(each.key, self._judge(each, attempt, candidate, job))
                 self._go_on(each, best)
@@ -355,7 +393,7 @@ class _Maker:
             if name[0] != each.key or name[1:] == (kept.attempt, kept.candidate)
         }
         if self._on_chunk:
-            self._on_chunk(each.chunk, kept)
+            self._on_chunk(each.chunk, each.key, kept)
 
     def _start(self, each: _Wanted, attempt: int, candidate: int) -> None:
         assert self._direction.seed is not None
@@ -500,7 +538,7 @@ def _find_voices(
                     on_voice(name, prompts[name])
         kept = [[part.piece for part in chunk.parts] for chunk in planned.chunks[: first.number + 1]]
         rate = float(np.mean([voice.rate for voice in prompts.values()]))
-        planned = make_plan(dia, planned.script, prompts, prompts, carry=direction.carry, rate=rate, kept=kept)
+        planned = make_plan(dia.config, planned.script, prompts, prompts, carry=direction.carry, rate=rate, kept=kept)
     return planned
 
 

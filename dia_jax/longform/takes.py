@@ -134,7 +134,8 @@ def write_take(path: Path, take: Take) -> None:
         "timings": [dataclasses.astuple(timing) for timing in take.timings],
     }
     with new_file(path) as temporary:
-        safetensors.numpy.save_file({"codes": take.codes.astype(np.int16)}, temporary, {"take": json.dumps(about)})
+        data = safetensors.numpy.save({"codes": take.codes.astype(np.int16)}, {"take": json.dumps(about)})
+        temporary.write_bytes(data)
 
 
 def read_take(path: Path) -> Take:
