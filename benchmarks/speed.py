@@ -13,8 +13,8 @@ static). All draw from random weights (temperature 1.2, top-p 0.95, top-k 45).
 Our variants come first. Then each of the others, in each dtype, stands in memory together with our first and our last
 variant, and they take turns, round by round; ratios are medians of the rounds'. The first two steps of each turn are
 not counted. A pair that ends is freed before the next one begins. Compiling is told apart. What has been measured is
-written after each batch size, so that a run that is broken off loses little. The reference runs with pydantic installed and
-without torchaudio, which it imports but does not need here.
+written after each batch size, so that a run that is broken off loses little. The reference runs with pydantic installed
+and without torchaudio, which it imports but does not need here.
 
 Writes benchmarks/results/speed-*.json.
 """

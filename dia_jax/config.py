@@ -165,11 +165,13 @@ class SpeechSettings:
 
     Attributes:
         chunk_seconds: the shortest and the longest clip in which it is steady.
+        steady_seconds: the longest clip and voice prompts before it, together.
         closing_tag: end a clip with the other speaker's tag, or its last word may be cut.
         tag_voices: each tag is one voice, whatever the seed, so that none has to be carried from clip to clip.
     """
 
     chunk_seconds: tuple[float, float] = (10.0, 18.0)
+    steady_seconds: float = 30.0
     closing_tag: bool = True
     tag_voices: bool = False
 
@@ -179,6 +181,8 @@ class SpeechSettings:
         numbers = isinstance(seconds, tuple) and len(seconds) == 2 and all(type(x) in (int, float) for x in seconds)
         if not numbers or not 0 < seconds[0] <= seconds[1] <= 3600:
             return f"chunk_seconds is {short(seconds)}; it must be two numbers above 0, the shorter one first"
+        if type(self.steady_seconds) not in (int, float) or not 0 < self.steady_seconds <= 3600:
+            return f"steady_seconds is {short(self.steady_seconds)}; it must be a number above 0"
         for name in ("closing_tag", "tag_voices"):
             if not isinstance(getattr(self, name), bool):
                 return f"{name} is {short(getattr(self, name))}; it must be true or false"
