@@ -225,11 +225,11 @@ def _boundaries(
 
 
 def _fits(length: float, names: set[str], paces: Mapping[str, Pace], config: DiaConfig) -> bool:
-    frames = sum(paces[name].prompt_frames for name in names) + length * ROOM * FRAME_RATE
+    given = sum(paces[name].prompt_frames for name in names)
+    if length > config.speech.chunk_seconds[1] or given / FRAME_RATE + length > config.speech.steady_seconds:
+        return False
     size = sum(paces[name].prompt_bytes + TAG_BYTES for name in names) + length * max(paces[n].rate for n in names)
-    return (
-        length <= config.speech.chunk_seconds[1] and frames <= config.frame_budget and size <= config.encoder.max_length
-    )
+    return given + length * ROOM * FRAME_RATE <= config.frame_budget and size <= config.encoder.max_length
 
 
 def _chunk(
