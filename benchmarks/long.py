@@ -11,6 +11,7 @@ whisper tiny.en and by Praat, not by what dia_jax itself measures. Writes benchm
 
 import argparse
 import dataclasses
+import functools
 import itertools
 import json
 import os
@@ -57,8 +58,13 @@ KINDS = (
 )
 
 
+@functools.cache
+def held_out() -> list[str]:
+    return corpus.held_out(1000)
+
+
 def sentences(rng: random.Random, count: int) -> list[str]:
-    return rng.sample(corpus.held_out(1000), count)
+    return rng.sample(held_out(), count)
 
 
 def dialogue(rng: random.Random, turns: int, names: tuple[str, ...] = ("S1", "S2")) -> list[tuple[str, str]]:

@@ -1,5 +1,6 @@
 """Dia in JAX: scripts with two speakers in, recordings out."""
 
+from dia_jax.alignment import Alignment
 from dia_jax.audio import AudioError
 from dia_jax.checkpoint import CheckpointError, convert, load_params, open_checkpoint, save_params
 from dia_jax.codec import Codec
@@ -15,12 +16,14 @@ from dia_jax.model import DiaModel
 from dia_jax.pipeline import ClipErrors, Dia, Interrupted
 from dia_jax.requests import SettingError
 from dia_jax.text import NONVERBAL_TAGS, TextError
+from dia_jax.voice import Voice, VoiceError, load_voices
 
 __version__ = "0.1.0"
 
 __all__ = [
     "NONVERBAL_TAGS",
     "AcceleratorWarning",
+    "Alignment",
     "AudioError",
     "CheckpointError",
     "ClipErrors",
@@ -43,8 +46,11 @@ __all__ = [
     "SamplingSettings",
     "SettingError",
     "TextError",
+    "Voice",
+    "VoiceError",
     "convert",
     "load_params",
+    "load_voices",
     "open_checkpoint",
     "save_params",
 ]
