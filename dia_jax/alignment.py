@@ -29,6 +29,8 @@ HEADS = 6
 """Heads whose mean is taken, at most."""
 NEARLY = 0.8
 """Heads that reach this part of the best head's score are taken."""
+TRUSTED = 0.6
+"""Score of the best head from which on heads that were found in a clip are believed."""
 MEDIAN = 7
 """Frames of the median filter over time (Radford et al., 2022: whisper's word timestamps)."""
 FLOOR = 0.01
@@ -103,12 +105,14 @@ class Alignment:
         attention: float32 [T, S], of frame t to byte s; the mean of the chosen heads.
         path: int32 [T], the byte that is said in each frame.
         heads: the chosen heads, (layer, head, score), best first; a score is between 0 and 1.
+        trusted: whether the heads are known to follow a script, or followed this one well.
     """
 
     text: str
     attention: np.ndarray
     path: np.ndarray
     heads: tuple[tuple[int, int, float], ...]
+    trusted: bool
 
     @functools.cached_property
     def spans(self) -> tuple[Span, ...]:
@@ -211,6 +215,7 @@ class Aligner:
             raise AlignmentError(
                 f"There are {len(codes)} frames to align; the model's positions hold 1 to {config.frame_budget}."
             )
+        known = config.speech.alignment_heads
         frames, size = len(codes), text_size(len(tokens), config)
         length = bucket(frames, 256, config.decoder.max_length)
         row = np.zeros((1, size), np.int32)
@@ -218,13 +223,15 @@ class Aligner:
         grid = np.full((1, length, config.decoder.num_channels), config.pad_token_id, np.int32)
         grid[0, :frames] = _grid(codes, config)[:frames]
         with jax.set_mesh(self._group):
-            mean, scores = _attention(*self._weights, row, grid, np.int32(frames))
+            mean, scores = _attention(*self._weights, row, grid, np.int32(frames), known)
         attention = np.asarray(mean)[:frames, : len(tokens)]
         scores = np.asarray(scores)
         order = np.argsort(scores, axis=None)[::-1][:HEADS]
-        heads = [(int(i // scores.shape[1]), int(i % scores.shape[1]), float(scores.flat[i])) for i in order]
-        chosen = tuple(head for head in heads if head[2] >= NEARLY * heads[0][2])
-        return Alignment(text, attention, best_path(attention), chosen)
+        pairs = known or [(int(i // scores.shape[1]), int(i % scores.shape[1])) for i in order]
+        heads = sorted(((*pair, float(scores[pair])) for pair in pairs), key=lambda head: -head[2])
+        chosen = tuple(head for head in heads if known or head[2] >= NEARLY * heads[0][2])
+        trusted = bool(known) or heads[0][2] >= TRUSTED
+        return Alignment(text, attention, best_path(attention), chosen, trusted)
 
 
 def _grid(codes: np.ndarray, config: DiaConfig) -> np.ndarray:
@@ -239,9 +246,14 @@ def _grid(codes: np.ndarray, config: DiaConfig) -> np.ndarray:
     return np.where(grid < 0, config.pad_token_id, grid)
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@functools.partial(jax.jit, static_argnums=(0, 5))
 def _attention(
-    graphdef: nnx.GraphDef, params: nnx.State, text: jax.Array, grid: jax.Array, frames: jax.Array
+    graphdef: nnx.GraphDef,
+    params: nnx.State,
+    text: jax.Array,
+    grid: jax.Array,
+    frames: jax.Array,
+    known: tuple[tuple[int, int], ...],
 ) -> tuple[jax.Array, jax.Array]:
     """Attention of the frames to the script.
 
@@ -249,9 +261,10 @@ def _attention(
         text: int32 [1, S], 0 where padded.
         grid: int32 [1, T, C]. Position t predicts frame t of channel 0.
         frames: T without the padding.
+        known: the heads whose mean is wanted; none for the best ones.
 
     Returns:
-        float32 [T, S], the mean over the best heads; and float32 [L, N], the score of every head.
+        float32 [T, S], the mean over these heads; and float32 [L, N], the score of every head.
     """
     model = nnx.merge(graphdef, params)
     decoder, text_mask, start = model.decoder, text != 0, jnp.zeros(1, jnp.int32)
@@ -263,8 +276,8 @@ def _attention(
     x = replicate(decoder.embed(grid))
     best = jnp.zeros((HEADS, grid.shape[1], text.shape[1]))
     best_scores = jnp.zeros(HEADS)
-    scores = []
-    for layer, kv in zip(decoder.layers, decoder.cross_cache(encoded), strict=True):
+    scores, wanted = [], []
+    for index, (layer, kv) in enumerate(zip(decoder.layers, decoder.cross_cache(encoded), strict=True)):
         x = x + layer.attend_self(x, angles, None, start)[0]
         q, k = layer.cross_queries(x, cross_angles)[0], kv.k[0]  # [T, N, H], [K, S, H]
         q = q.astype(k.dtype).reshape(len(q), len(k), -1, k.shape[-1])  # [T, K, G, H]
@@ -272,11 +285,14 @@ def _attention(
         weights = jax.nn.softmax(jnp.where(text_mask, logits, jnp.finfo(jnp.float32).min))
         weights = weights.reshape(-1, *weights.shape[2:])
         scores.append(monotony(weights, is_frame))
+        wanted += [weights[head] for of_layer, head in known if of_layer == index]
         # Of all heads so far only the best are kept: all of a large model's would be gigabytes.
         best_scores, kept = jax.lax.top_k(jnp.concatenate([best_scores, scores[-1]]), HEADS)
         best = jnp.concatenate([best, weights])[kept]
         x = x + layer.attend_cross(x, cross_angles, (kv, text_mask[:, None]))
         x = x + layer.mlp(layer.pre_mlp_norm(x))
+    if known:
+        return jnp.stack(wanted).mean(axis=0), jnp.stack(scores)
     used = best_scores >= NEARLY * best_scores[0]
     return jnp.einsum("N,NTS->TS", used / used.sum(), best), jnp.stack(scores)
 

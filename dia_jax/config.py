@@ -168,12 +168,15 @@ class SpeechSettings:
         steady_seconds: the longest clip and voice prompts before it, together.
         closing_tag: end a clip with the other speaker's tag, or its last word may be cut.
         tag_voices: each tag is one voice, whatever the seed, so that none has to be carried from clip to clip.
+        alignment_heads: (layer, head) of the cross-attention heads that follow a script as it is said; none if they are
+            to be found in each clip.
     """
 
     chunk_seconds: tuple[float, float] = (10.0, 18.0)
     steady_seconds: float = 30.0
     closing_tag: bool = True
     tag_voices: bool = False
+    alignment_heads: tuple[tuple[int, int], ...] = ()
 
     def problem(self) -> str | None:
         """What is wrong with the first value that cannot be used; None if all can."""
@@ -186,6 +189,10 @@ class SpeechSettings:
         for name in ("closing_tag", "tag_voices"):
             if not isinstance(getattr(self, name), bool):
                 return f"{name} is {short(getattr(self, name))}; it must be true or false"
+        heads = self.alignment_heads
+        pairs = isinstance(heads, tuple) and all(isinstance(pair, tuple) and len(pair) == 2 for pair in heads)
+        if not pairs or not all(type(number) is int and number >= 0 for pair in heads for number in pair):
+            return f"alignment_heads is {short(heads)}; it must hold pairs of whole numbers"
         return None
 
 
@@ -229,6 +236,11 @@ class DiaConfig:
             problems.append(f"sampling: {problem}")
         if problem := self.speech.problem():
             problems.append(f"speech: {problem}")
+        elif any(layer >= dec.num_layers or head >= dec.cross_num_heads for layer, head in self.speech.alignment_heads):
+            problems.append(
+                f"speech: alignment_heads is {short(self.speech.alignment_heads)}, but the decoder has "
+                f"{short(dec.num_layers)} layers of {short(dec.cross_num_heads)} heads"
+            )
         if self.variant not in ("0626", "v0.1"):
             problems.append(f'variant {short(self.variant)} is neither "0626" nor "v0.1"')
         if problems:

@@ -38,7 +38,7 @@ def test_a_steady_path_is_found():
     ],
 )
 def test_jumps_are_found(path: list[int], jump: tuple[int, int, int]):
-    alignment = Alignment("[S1] " + "x" * 38, attention_of(path, 40), best_path(attention_of(path, 40)), ())
+    alignment = Alignment("[S1] " + "x" * 38, attention_of(path, 40), best_path(attention_of(path, 40)), (), True)
     ((at, before, after),) = alignment.jumps
     assert abs(at - jump[0]) <= 2
     assert (before, after) == pytest.approx(jump[1:], abs=1)
@@ -53,7 +53,7 @@ def test_a_short_glance_is_no_jump():
 
 def test_timings_of_what_is_said_once_twice_and_not_at_all():
     path = np.array(steady(0, 20) + steady(10, 20) + steady(30, 40))
-    alignment = Alignment("", attention_of(path.tolist(), 40), path, ())
+    alignment = Alignment("", attention_of(path.tolist(), 40), path, (), True)
     once, twice, never = alignment.timing(0, 5), alignment.timing(12, 15), alignment.timing(22, 28)
     assert (once.start, once.end, once.frames, once.visits) == (0, 30, 30, 1)
     assert (twice.start, twice.end, twice.frames, twice.visits) == (72, 90, 36, 2)

@@ -82,7 +82,7 @@ def test_voices_that_do_not_go_are_refused(dia: Dia):
 def test_a_voice_is_made_from_a_recording_and_checked(tiny: Dia, tmp_path: Path, capsys: pytest.CaptureFixture):
     given = tiny.voices["S1"]
     samples = tiny.decode_codes(given.codes)
-    quiet = np.zeros(22_050, np.float32)
+    quiet = np.zeros(40 * 512, np.float32)  # whole frames: tiny's sound is locked to them
     soundfile.write(tmp_path / "me.wav", np.concatenate([quiet, samples, quiet]), 44_100)
     command = ["voice", str(tmp_path / "me.wav"), "--output", str(tmp_path / "me.voice"), "--quiet"]
     assert run([*command, "--text", f"[S1] {given.text}"]) == 0
@@ -92,8 +92,8 @@ def test_a_voice_is_made_from_a_recording_and_checked(tiny: Dia, tmp_path: Path,
     assert voice.pitch == pytest.approx(given.pitch, rel=0.02)
     assert voice.rate == pytest.approx(given.rate, rel=0.05)
     for audio, text, message in (
-        (samples, given.text + " " + given.text, "differ|bytes for"),
-        (samples, "The spider carried seven mirrors over old bridges. Nobody counted them twice.", "is not heard"),
+        (samples, given.text + " " + given.text, "do not go|differ|bytes for"),
+        (samples, "The spider carried seven mirrors over old bridges. Nobody counted them twice.", "do not go"),
         (samples[:100_000], given.text, r"holds 2\.\d s of sound; a voice needs 5 to 15 s"),
         (np.clip(20 * samples, -1, 1), given.text, "of the recording's samples are clipped"),
         (samples, "Hm.", r"has 3 bytes for 5\.\d s of sound"),

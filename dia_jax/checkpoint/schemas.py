@@ -80,9 +80,7 @@ def dia_from_json(data: Any, *, variant: Variant | None = None) -> DiaConfig:
                 "config.json has neither `model` and `data` (Dia v0.1) nor `encoder_config` and `decoder_config` "
                 f"(Dia 0626), but these keys: {short(sorted(map(str, data))) if data else 'none'}."
             )
-        speech = dict(data.get("speech", {}))
-        if isinstance(speech.get("chunk_seconds"), list):
-            speech["chunk_seconds"] = tuple(speech["chunk_seconds"])
+        speech = {name: _as_tuple(value) for name, value in data.get("speech", {}).items()}
         config = dataclasses.replace(
             config, sampling=SamplingSettings(**data.get("sampling", {})), speech=SpeechSettings(**speech)
         )
@@ -93,6 +91,10 @@ def dia_from_json(data: Any, *, variant: Variant | None = None) -> DiaConfig:
     except (TypeError, AttributeError, ValueError, ArithmeticError) as error:
         raise ConfigError(f"config.json has a value of the wrong kind: {one_line(error)}.") from None
     return dataclasses.replace(config, variant=variant) if variant else config
+
+
+def _as_tuple(value: Any) -> Any:
+    return tuple(map(_as_tuple, value)) if isinstance(value, list) else value
 
 
 def dia_to_json(config: DiaConfig) -> dict[str, Any]:
@@ -131,7 +133,7 @@ def dia_to_json(config: DiaConfig) -> dict[str, Any]:
         "decoder_config": part(dec, "dia_decoder") | cross | special,
         "variant": config.variant,
         "sampling": dataclasses.asdict(config.sampling),
-        "speech": dataclasses.asdict(config.speech) | {"chunk_seconds": list(config.speech.chunk_seconds)},
+        "speech": dataclasses.asdict(config.speech),
     }
 
 
@@ -170,7 +172,7 @@ def dia_to_nested_json(config: DiaConfig) -> dict[str, Any]:
     return {
         "version": "1.0",
         "sampling": dataclasses.asdict(config.sampling),
-        "speech": dataclasses.asdict(config.speech) | {"chunk_seconds": list(config.speech.chunk_seconds)},
+        "speech": dataclasses.asdict(config.speech),
         "model": {
             "encoder": {
                 "n_layer": enc.num_layers,

@@ -13,7 +13,7 @@ import numpy as np
 from dia_jax.alignment import FRAME_RATE, Alignment
 from dia_jax.audio import AudioError
 from dia_jax.longform import sound
-from dia_jax.longform.judge import CLIPPED, TRUSTED, UNHEARD
+from dia_jax.longform.judge import CLIPPED, UNHEARD
 from dia_jax.longform.mastering import edges, level
 from dia_jax.requests import AudioPrompt, check_codes, read_recording
 from dia_jax.voice import Voice, VoiceError
@@ -26,6 +26,10 @@ SECONDS = (5.0, 15.0)
 room."""
 RATES = (4.0, 30.0)
 """The slowest and the fastest plausible speech in bytes a second; English has 10 to 20."""
+DOUBT = 0.85
+"""The part of the confidence in the model's own voices below which a transcript is not believed."""
+MISSING = 0.25
+"""The part of a transcript that may seem to be missing: of another text, most is."""
 EDGE = 0.1
 """Seconds of silence that are left at either end."""
 STRETCH = 1.2
@@ -61,7 +65,7 @@ def make_voice(dia: "Dia", audio: AudioPrompt, text: str, *, name: str = "voice"
         )
     codes = codec.encode(clip) if codes is None else codes[begin:end]
     alignment = dia.aligner(f"[S1] {text}", codes)
-    _check_transcript(alignment, bytes_a_second)
+    _check_transcript(alignment, bytes_a_second, [voice.confidence for voice in dia.voices.values()])
     return Voice(
         name=name,
         codes=codes,
@@ -88,13 +92,24 @@ def _transcript(text: str) -> str:
     return text
 
 
-def _check_transcript(alignment: Alignment, rate: float) -> None:
+def _check_transcript(alignment: Alignment, rate: float, usual: list[float]) -> None:
     """Compares transcript and sound, where the model shows what it reads.
 
     A model whose attention shows nothing, such as one with random weights, has no say.
+
+    Args:
+        alignment: of the recording.
+        rate: bytes a second.
+        usual: confidences in the voices that the model came with.
     """
-    if not alignment.heads or alignment.heads[0][2] < TRUSTED:
+    if not alignment.trusted:
         return
+    if usual and alignment.confidence < DOUBT * float(np.mean(usual)):
+        raise VoiceError(
+            f"The transcript and the recording do not go together: the model follows the text with a confidence of "
+            f"{alignment.confidence:.2f}, where its own voices have {np.mean(usual):.2f}. It must be what is said, "
+            "word for word."
+        )
     expected = FRAME_RATE / rate
     missing = [
         span.text
@@ -102,7 +117,7 @@ def _check_transcript(alignment: Alignment, rate: float) -> None:
         if not span.is_sound
         and alignment.timing(span.start, span.stop).frames < UNHEARD * expected * (span.stop - span.start)
     ]
-    if sum(map(len, missing)) > 0.1 * len(alignment.text):
+    if sum(map(len, missing)) > MISSING * len(alignment.text):
         words = " ".join(missing)
         raise VoiceError(
             f'The transcript and the recording differ: "{words if len(words) <= 60 else words[:57] + "..."}" is not '

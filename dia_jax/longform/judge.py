@@ -19,8 +19,6 @@ from dia_jax.longform.plan import Chunk
 from dia_jax.longform.words import ScriptWord
 from dia_jax.voice import Voice
 
-TRUSTED = 0.6
-"""Score of the best head from which on an alignment can be believed."""
 PACE = (0.2, 0.45)
 """The least and the most that the time of a chunk may differ from the expected, as a part of it."""
 LOUD_END = -20.0
@@ -206,7 +204,6 @@ def _judge_words(
     if not words:
         return
     usual = float(np.mean([voice.confidence for voice in own])) if own else 1.0
-    trusted = max(measures["alignment"], usual if own else 0.0) >= TRUSTED
     frames_a_byte = chunk.seconds * FRAME_RATE / max(sum(len(part.piece.spoken.encode()) for part in chunk.parts), 1)
     left_out, twice, unclear = [], [], []
     for placed in words:
@@ -219,7 +216,7 @@ def _judge_words(
         elif placed.timing.confidence < UNCLEAR * usual:
             unclear.append(placed)
     measures |= {"words_left_out": len(left_out), "words_twice": len(twice), "words_unclear": len(unclear)}
-    if not trusted:
+    if not alignment.trusted:
         return
     # A single short word can be lost in the grain of the attention; its neighbours would miss it too.
     lost = sum(len(placed.word.text) for placed in left_out)
