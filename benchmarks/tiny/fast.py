@@ -269,6 +269,11 @@ def learning_rate(progress: float, peak: float) -> float:
     return peak * (0.02 + 0.98 * (0.5 + 0.5 * math.cos(math.pi * cooled)))
 
 
+def is_ready(job: concurrent.futures.Future | None) -> bool:
+    """Whether it is compiled; what failed is left out."""
+    return job is not None and job.done() and job.exception() is None
+
+
 def train(options: argparse.Namespace) -> None:
     began = time.monotonic()
     options.out.mkdir(parents=True, exist_ok=True)
@@ -300,13 +305,14 @@ def train(options: argparse.Namespace) -> None:
 
     rng = np.random.default_rng(options.seed)
     due = [0.08, 0.15, 0.25, 0.35, 0.5, 0.6, 0.7, 0.85]
-    peak, kept, usual = options.rate, jax.tree.map(jnp.copy, state), math.inf
+    peak, kept, best = options.rate, jax.tree.map(jnp.copy, state), dict.fromkeys(options.lengths, math.inf)
     waiting: list[tuple[int, dict[str, Any], float]] = []
     trained = positions = 0
     first = last = time.monotonic()
     longest = 0.0
 
-    def finish() -> float:
+    def finish() -> bool:
+        """Waits for the oldest dispatch and logs it; whether all is well with it."""
         nonlocal last, longest
         length, metrics, rate = waiting.pop(0)
         metrics = jax.tree.map(np.asarray, metrics)
@@ -324,54 +330,62 @@ def train(options: argparse.Namespace) -> None:
             channels=channels,
             **rounded,
         )
-        return rounded["loss"]
+        best[length] = min(best[length], rounded["loss"])
+        return rounded["loss"] < best[length] + 3  # not where it is NaN
 
     def look(name: str) -> None:
+        if not is_ready(judge):
+            return
         for kind, rows in judged.items():
             found = jax.tree.map(np.asarray, judge.result()(state["average"], table, rows))
             log(event=f"judged {name}", rows=kind, **{key: np.round(value, 4) for key, value in found.items()})
 
     while True:
-        elapsed = time.monotonic() - began
         # What is under way and the end itself take time, too.
         progress = (time.monotonic() - first) / max(options.seconds - options.ending - (first - began), 1e-9)
         if progress + 1.5 * longest / max(options.seconds, 1e-9) >= 1 or trained >= options.most:
             break
         if due and progress >= due[0]:
             due.pop(0)
-            while waiting:
-                usual = finish()
-            if math.isfinite(usual):
+            well = [finish() for _ in list(waiting)]
+            if all(well):
                 kept = jax.tree.map(jnp.copy, state)
-            if judge.done():
-                look(f"{progress:.2f}")
+            look(f"{progress:.2f}")
             if progress >= 0.5:
                 save(options.out, "weights", state["average"])
                 log(event="saved")
         lengths, history = planned(progress)
-        ready = {x: share for x, share in lengths.items() if x in compiled and compiled[x].done()} or {
-            options.lengths[0]: 1.0
-        }
+        ready = {x: share for x, share in lengths.items() if is_ready(compiled.get(x))} or {options.lengths[0]: 1.0}
         length = int(rng.choice(list(ready), p=np.array(list(ready.values())) / sum(ready.values())))
         rate = learning_rate(progress, peak)
         alignment = 0.5 if progress < 0.5 else 0.25
         package = stream.take(length)
-        state, metrics = compiled[length].result()(
-            state, table, package, np.float32(rate), np.float32(alignment), np.float32(history), np.int32(options.seed)
-        )
+        numbers = np.float32(rate), np.float32(alignment), np.float32(history), np.int32(options.seed)
+        try:
+            state, metrics = compiled[length].result()(state, table, package, *numbers)
+            waiting.append((length, metrics, rate))
+            well = finish() if len(waiting) > 2 else True
+        except RuntimeError as error:
+            # A length that does not fit into the device's memory is left out.
+            log(event=f"length {length} failed", error=str(error)[:500])
+            if length == options.lengths[0]:
+                raise
+            waiting.clear()
+            compiled.pop(length)
+            state, well = jax.tree.map(jnp.copy, kept), True
         trained += shapes[length][0]
         positions += shapes[length][0] * shapes[length][1] * length
-        waiting.append((length, metrics, rate))
-        if len(waiting) > 2:
-            found = finish()
-            if not math.isfinite(found) or found > usual + 2:
-                # Back to where all was well, and slower.
-                while waiting:
-                    finish()
-                state, peak = jax.tree.map(jnp.copy, kept), peak / 2
-                log(event="went back", rate=peak)
+        if not well:
+            # Back to where all was well, and slower.
+            while waiting:
+                finish()
+            state, peak = jax.tree.map(jnp.copy, kept), peak / 2
+            log(event="went back", rate=peak)
     while waiting:
         finish()
+    for length, job in compiled.items():
+        if job.done() and job.exception() is not None:
+            log(event=f"length {length} could not be compiled", error=repr(job.exception())[:500])
     save(options.out, "weights", state["average"])
     log(event="saved", positions=positions, hours=positions * 512 / 44100 / 3600)
     look("at the end")
@@ -386,7 +400,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("out", type=Path, help="folder for weights and log")
     parser.add_argument("--seconds", type=float, default=300, help="all in all, from start to end")
     parser.add_argument("--ending", type=float, default=6, help="seconds of these kept for what follows training")
-    parser.add_argument("--rate", type=float, default=2e-3, help="learning rate at its peak")
+    parser.add_argument("--rate", type=float, default=2.5e-3, help="learning rate at its peak")
     parser.add_argument("--optimizer", choices=("muon", "adam"), default="muon")
     parser.add_argument("--positions", type=int, default=32_768, help="of a step")
     parser.add_argument("--steps", type=int, default=8, help="of a dispatch")

@@ -3,9 +3,9 @@
 hibari-tts (Apache-2.0, weights inside the package) says how long each phoneme is and how a spectral envelope moves,
 80 frames a second: one for the voiced part, one for the breath. The waveform is made here and not by it, locked to
 the codec: a word is stretched to a whole number of its frames, the pitch is a whole multiple of the frame rate (86.13
-Hz), and the breath is lines at every multiple of that, in phase with those of the pitch. So a frame is told by its
-envelopes alone. And it is the same wherever the word stands, with a short silence behind. So what has to be learnt of
-speech is small. It sounds monotonous, and whisper understands it.
+Hz), and the breath has the same lines as the voice, with the same phases: a frame is told by its envelope alone, and at
+other lines Praat would hear another pitch. And it is the same wherever the word stands, with a short silence behind. So
+what has to be learnt of speech is small. It sounds monotonous, and whisper understands it.
 
 Knows no model; needs hibari-tts, onnx and numpy (requirements.txt).
 """
@@ -142,9 +142,9 @@ def speak(parts: Envelopes, voice: Voice, loudness: float = LOUDNESS) -> np.ndar
         return np.where(heard, np.exp(log[low] * (1 - part) + log[low + 1] * part), 0)
 
     # As loud as noise of variance 1 would be, through the window of the teacher's analysis.
-    hiss = np.sqrt(4 * FRAME_RATE / RATE * 2 / np.sum(window**2) * TEACHER_WINDOW / WINDOW)
-    harmonic = magnitudes(parts.voiced) * parts.pitched / (WINDOW / 4) * _spectra(voice.pitch)[:, :frames]
-    spectrum = harmonic + magnitudes(parts.breath) * hiss * _spectra(FRAME_RATE)[:, :frames]
+    hiss = np.sqrt(4 * voice.pitch / RATE * 2 / np.sum(window**2) * TEACHER_WINDOW / WINDOW)
+    envelope = magnitudes(parts.voiced) * parts.pitched / (WINDOW / 4) + magnitudes(parts.breath) * hiss
+    spectrum = envelope * _spectra(voice.pitch)[:, :frames]
     pieces = np.fft.irfft(spectrum.T) * window
     out = np.zeros(frames * HOP + WINDOW)
     for i, piece in enumerate(pieces):
