@@ -244,7 +244,7 @@ class Log:
     """Lines of JSON, each written at once."""
 
     def __init__(self, path: Path, began: float):
-        self.file, self.began = open(path, "a"), began
+        self.path, self.began = path, began
 
     def __call__(self, **values: Any) -> None:
         line = {"seconds": round(time.monotonic() - self.began, 1)}
@@ -252,7 +252,8 @@ class Log:
             value = np.asarray(value).tolist() if not isinstance(value, str) else value
             line[name] = value
         text = json.dumps(line)
-        print(text, file=self.file, flush=True)
+        with self.path.open("a") as file:
+            print(text, file=file)
         print(text, flush=True)
 
 

@@ -9,7 +9,7 @@ from dia_jax.training.settings import BatchSettings, LossSettings, TrainSettings
 from dia_jax.training.weights import random_weights
 
 CONFIG = DiaConfig(
-    # Spelling is harder than what follows from it, and there are six frames to a byte: the encoder may be large.
+    # Spelling is the harder part, and there are six frames to a byte: the encoder may be large.
     encoder=EncoderConfig(num_layers=5, hidden_size=256, mlp_size=512, num_heads=4, num_kv_heads=4, head_dim=64),
     decoder=DecoderConfig(
         num_layers=6,

@@ -1,17 +1,18 @@
-"""Digits to words, as people say them: what the small voice is given, and what its judge is told apart by no spelling.
+"""Digits to words, as people say them: what the small voice is given, and how its judge compares what it heard.
 
-    spell("At 7:15 on the 2nd, 85 of 1,200") == "At seven fifteen on the second, eighty five of one thousand two hundred"
+    spell("At 7:15 on the 2nd, 85 of 1,200") is
+    "At seven fifteen on the second, eighty five of one thousand two hundred".
 
 Knows no model.
 """
 
 import re
 
-ONES = (
-    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
-    "eighteen nineteen"
-).split()
-TENS = "- - twenty thirty forty fifty sixty seventy eighty ninety".split()
+ONES = [
+    "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve",
+    "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen",
+]  # fmt: skip
+TENS = ["", "", "twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"]
 LARGE = ((10**9, "billion"), (10**6, "million"), (1000, "thousand"), (100, "hundred"))
 ORDINALS = {
     "one": "first", "two": "second", "three": "third", "five": "fifth", "eight": "eighth", "nine": "ninth",

@@ -14,6 +14,7 @@ import json
 import lzma
 import multiprocessing
 import os
+import random
 import re
 from pathlib import Path
 from typing import Any
@@ -24,9 +25,10 @@ import codec
 import lexicon
 import numpy as np
 import speech
+from flax import nnx
 from tqdm import tqdm
 
-from dia_jax import load_params, open_checkpoint
+from dia_jax import load_params, open_checkpoint, save_params
 
 PROMPT_WORDS = 1200
 QUIET = 0.6
@@ -55,6 +57,27 @@ def say(word: str, voices: dict[str, speech.Voice]) -> list[np.ndarray]:
     return [speech.speak(envelopes, voice, loudness) for voice in voices.values()]
 
 
+def parts(script: str) -> list[tuple[str, int]]:
+    """What sounds, in order, and under which tag: words, the sounds by their names in brackets, "" for a silent byte.
+
+    A word has the byte behind it, too.
+    """
+    found, tag = [], 1
+    for match in re.finditer(r"\[S([12])\] ?|\(([a-z]+)\) ?|([A-Za-z']+)[^A-Za-z'\[(]?|.", script):
+        if match[1]:
+            tag = int(match[1])
+            found += [("", tag)] * 2
+        else:
+            found.append((f"({match[2]})" if match[2] else (match[3] or "").lower(), tag))
+    return found
+
+
+def say_script(script: str, voices: dict[int, speech.Voice]) -> list[np.ndarray]:
+    """Samples of each part of a script, as the training set has them."""
+    made = {f"({name})": sound for name, sound in speech.sounds().items()} | {"": BYTE}
+    return [made[part] if part in made else say(part, {"": voices[tag]})[0] for part, tag in parts(script)]
+
+
 def hear(values: Values, codes: np.ndarray) -> np.ndarray:
     """What codes sound like, in numpy."""
     latents = np.zeros((len(codes), codec.CONFIG.latent_size), np.float32)
@@ -70,6 +93,14 @@ def hear(values: Values, codes: np.ndarray) -> np.ndarray:
     for number, piece in enumerate(pieces):
         out[number * hop : (number + 2) * hop] += piece
     return out[hop // 2 : hop // 2 + len(codes) * hop]
+
+
+def build_codec() -> nnx.State:
+    """The codec's parameters, from words in every voice, and the sounds."""
+    words = list(lexicon.frequencies())
+    chosen = words[:600] + random.Random(1).sample(words[600:12_000], 1200)
+    clips = [samples for word in tqdm(chosen, desc="speaking") for samples in say(word, speech.VOICES)]
+    return codec.build(clips + 40 * list(speech.sounds().values()), progress=True)[1]
 
 
 def speak_word(values: Values, word: str, prompt: bool) -> list[np.ndarray]:
@@ -97,8 +128,8 @@ def sentences(wordnet: Path) -> list[str]:
             if not line.startswith("  "):
                 found += re.findall(r'"([^"]+)"', line.split(" | ", 1)[1])
     spec = importlib.util.find_spec("chatterbot_corpus")
-    assert spec and spec.submodule_search_locations
-    for path in sorted(Path(spec.submodule_search_locations[0], "data", "english").glob("*.yml")):
+    assert spec is not None
+    for path in sorted(Path(str(spec.origin)).parent.joinpath("data", "english").glob("*.yml")):
         for line in path.read_text("utf-8").splitlines():
             if match := re.match(r"\s*-\s+(?:-\s+)?(.+)", line):
                 found += re.split(r"(?<=[.?!])\s+", match[1].strip("'\" "))
@@ -118,13 +149,15 @@ def pack(out: Path, codes: list[np.ndarray]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("codec", type=Path, help="folder of the codec, see lexicon_codec.py")
+    parser.add_argument("codec", type=Path, help="folder of the codec; made if it is not there")
     parser.add_argument("wordnet", type=Path, help="folder of WordNet's files")
     parser.add_argument("out", type=Path, help="folder to write")
     parser.add_argument("--words", type=int, default=lexicon.COUNT, help="the commonest only")
     parser.add_argument("--processes", type=int, default=os.cpu_count())
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
+    if not options.codec.exists():
+        save_params(options.codec, codec.CONFIG, build_codec(), layout="transformers")
     _values.update(codec.kernels(load_params(open_checkpoint(options.codec))[1]))
     frequencies, kept = dict(list(lexicon.frequencies().items())[: options.words]), lexicon.held_out()
     words = list(frequencies)
