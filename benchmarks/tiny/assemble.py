@@ -8,12 +8,12 @@ A quick look; the figures are those of benchmarks/tiny_voice.py.
 
 import argparse
 import shutil
-import sys
 from pathlib import Path
 
 import codec
 import ears
 import fast
+import jax
 import jax.numpy as jnp
 import model
 from flax import nnx
@@ -35,6 +35,7 @@ def assemble(run: Path, made: Path, voice: Path) -> None:
     shutil.rmtree(voice, ignore_errors=True)
     save_params(voice, model.CONFIG, nnx.from_flat_state(flat), layout="transformers")
     _, params = load_params(open_checkpoint(made))
+    params = jax.tree.map(lambda value: value.astype(jnp.float16), params)
     save_params(voice / "dac", codec.CONFIG, params, layout="transformers")
 
 
@@ -59,7 +60,6 @@ def main() -> None:
         batch_size=10,
         temperature=options.temperature,
         cfg_scale=options.cfg_scale,
-        progress=True,
     )
     wrong = said = 0
     for script, clip in zip(scripts, clips, strict=True):
@@ -70,7 +70,6 @@ def main() -> None:
         wanted = 6 * 512 * (len(script.replace("[S1]", "1").replace("[S2]", "2")) + 1)
         print(f"{errors:2} of {words:2}, {len(clip) / wanted:.2f} of the length\n  {script}\n  {heard}")
     print(f"word error rate {wrong / said:.3f} over {said} words")
-    sys.stdout.flush()
 
 
 if __name__ == "__main__":

@@ -146,7 +146,7 @@ def encode(values: dict[str, np.ndarray], samples: np.ndarray, *, stay: bool = T
     kernel = values[f"encoder.block.{len(CONFIG.strides) - 1}.conv1.kernel"][:, : CONFIG.hop // CONFIG.strides[-1]]
     residual = frames_of(samples, CONFIG.hop).astype(np.float32) @ kernel.reshape(-1, CONFIG.latent_size)
     codes = []
-    dims = CONFIG.codebook_dim - 1
+    dims = values["quantizer.quantizers.0.codebook"].shape[1] - 1  # of this codec, which may be an older one
     for number, share in enumerate(STAY):
         name = f"quantizer.quantizers.{number}"
         entries, directions = values[f"{name}.codebook"][:, :dims], values[f"{name}.in_proj.kernel"][0, :, :dims]

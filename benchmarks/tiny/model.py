@@ -30,9 +30,9 @@ CONFIG = DiaConfig(
 def initial(codec: dict[str, np.ndarray]) -> nnx.State:
     """Random weights, in which a codec's tokens lie as the entries of its codebooks do.
 
-    Each channel has eight directions of its own, one of them constant. A token's vector is its entry in the other seven,
-    those in which the entries vary most (the last dimension of these codebooks is constant), and so is its row of the
-    last kernel, less half its square along the constant one. So before anything is learnt, what sounded last is
+    Each channel has eight directions of its own, one of them constant. A token's vector is its entry in the other
+    seven, those in which the entries vary most (the last dimension of these codebooks is constant), and so is its row
+    of the last kernel, less half its square along the constant one. So before anything is learnt, what sounded last is
     likeliest, codes that sound alike are nearly as likely, and all of them learn from each.
 
     Args:
