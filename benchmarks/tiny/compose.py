@@ -211,8 +211,8 @@ def _package(composer: Composer, positions: int, steps: int, rows: int) -> dict[
 def _work(
     folder: Path, seed: int, shapes: dict[int, tuple[int, int]], queues: dict[int, multiprocessing.Queue]
 ) -> None:
-    composer = Composer(folder, seed)
-    while True:
+    composer, trainer = Composer(folder, seed), multiprocessing.parent_process()
+    while trainer is None or trainer.is_alive():
         positions = min(shapes, key=lambda positions: queues[positions].qsize() + composer.random.random())
         try:
             queues[positions].put(_package(composer, positions, *shapes[positions]), timeout=1)
