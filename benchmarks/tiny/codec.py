@@ -4,8 +4,8 @@ Snake with a tiny alpha is the identity and a residual unit whose last kernel is
 strided convolutions can be made to do plain linear algebra. The first three sort 64 samples into 64 channels; the
 last one, 1024 samples wide, holds the product of an MDCT and the principal components of the speech it is made for.
 The decoder is the transpose of that, and the MDCT's overlap makes it exact but for the components that were left out.
-Each codebook looks up the seven directions in which the residual varies most; its eighth dimension is a large
-constant, which turns DAC's search by angle into one by distance.
+Each codebook looks up the 63 directions in which the residual varies most; its last dimension is a large constant,
+which turns DAC's search by angle into one by distance.
 """
 
 import numpy as np
@@ -14,7 +14,7 @@ from flax import nnx
 from dia_jax.checkpoint import abstract_params
 from dia_jax.config import DacConfig
 
-CONFIG = DacConfig(encoder_size=8, decoder_size=256)
+CONFIG = DacConfig(encoder_size=8, decoder_size=128, codebook_dim=64)
 LINEAR = 1e-4  # alpha of a Snake that should not be heard
 BINS = 192  # of the MDCT's 512: up to 8.3 kHz
 STAY = (1.0, 0.7, 0.4, 0.2, 0.1, 0.0, 0.0, 0.0, 0.0)
@@ -136,24 +136,25 @@ def kernels(params: nnx.State) -> dict[str, np.ndarray]:
     return {".".join(map(str, path)): np.asarray(value[...]) for path, value in nnx.to_flat_state(params)}
 
 
-def encode(values: dict[str, np.ndarray], samples: np.ndarray) -> np.ndarray:
+def encode(values: dict[str, np.ndarray], samples: np.ndarray, *, stay: bool = True) -> np.ndarray:
     """The codes of a clip, int16 [T, C]: those of DAC's encoder, but that a code stays until another is clearly better.
 
     A frame keeps the code of the one before unless the new one is nearer by `STAY` times the codebook's mean squared
-    distance. The later codebooks make up for what that costs, and there is less to be learnt.
+    distance. The later codebooks make up for what that costs, and there is less to be learnt. Without `stay` they are
+    those of DAC's encoder.
     """
     kernel = values[f"encoder.block.{len(CONFIG.strides) - 1}.conv1.kernel"][:, : CONFIG.hop // CONFIG.strides[-1]]
     residual = frames_of(samples, CONFIG.hop).astype(np.float32) @ kernel.reshape(-1, CONFIG.latent_size)
     codes = []
-    dims = CONFIG.codebook_dim - 1
-    for number, stay in enumerate(STAY):
+    dims = values["quantizer.quantizers.0.codebook"].shape[1] - 1  # of this codec, which may be an older one
+    for number, share in enumerate(STAY):
         name = f"quantizer.quantizers.{number}"
         entries, directions = values[f"{name}.codebook"][:, :dims], values[f"{name}.in_proj.kernel"][0, :, :dims]
         points = residual @ directions
         squares = np.square(points).sum(axis=1)[:, None] + np.square(entries).sum(axis=1)
         distances = squares - 2 * points @ entries.T
-        chosen, price = distances.argmin(axis=1), stay * distances.min(axis=1).mean()
-        for t in range(1, len(chosen)):
+        chosen, price = distances.argmin(axis=1), share * distances.min(axis=1).mean()
+        for t in range(1, len(chosen) if stay and share else 0):
             if distances[t, chosen[t - 1]] - price <= distances[t, chosen[t]]:
                 chosen[t] = chosen[t - 1]
         codes.append(chosen)

@@ -9,17 +9,18 @@ from dia_jax.training.settings import BatchSettings, LossSettings, TrainSettings
 from dia_jax.training.weights import random_weights
 
 CONFIG = DiaConfig(
-    encoder=EncoderConfig(num_layers=3, hidden_size=192, mlp_size=512, num_heads=4, num_kv_heads=4, head_dim=48),
+    # Spelling is the harder part, and there are six frames to a byte: the encoder may be large.
+    encoder=EncoderConfig(num_layers=5, hidden_size=256, mlp_size=512, num_heads=4, num_kv_heads=4, head_dim=64),
     decoder=DecoderConfig(
-        num_layers=5,
+        num_layers=6,
         hidden_size=192,
-        mlp_size=512,
-        num_heads=4,
-        num_kv_heads=2,
-        head_dim=48,
-        cross_num_heads=4,
-        cross_num_kv_heads=4,
-        cross_head_dim=48,
+        mlp_size=576,
+        num_heads=3,
+        num_kv_heads=3,
+        head_dim=64,
+        cross_num_heads=3,
+        cross_num_kv_heads=3,
+        cross_head_dim=64,
     ),
     # Close to the likeliest: what the teacher says of a sentence leaves little to chance.
     sampling=SamplingSettings(cfg_scale=1.5, temperature=0.3, top_p=0.9, cfg_filter_top_k=45),
@@ -29,10 +30,10 @@ CONFIG = DiaConfig(
 def initial(codec: dict[str, np.ndarray]) -> nnx.State:
     """Random weights, in which a codec's tokens lie as the entries of its codebooks do.
 
-    Each channel has eight directions of its own, one of them constant. A token's vector is its entry in the other seven
-    (the eighth dimension of these codebooks is constant itself), and so is its row of the last kernel, less half its
-    square along the constant one. So before anything is learnt, what sounded last is likeliest, codes that sound alike
-    are nearly as likely, and all of them learn from each.
+    Each channel has eight directions of its own, one of them constant. A token's vector is its entry in the other
+    seven, those in which the entries vary most (the last dimension of these codebooks is constant), and so is its row
+    of the last kernel, less half its square along the constant one. So before anything is learnt, what sounded last is
+    likeliest, codes that sound alike are nearly as likely, and all of them learn from each.
 
     Args:
         codec: the codec's parameters by path.
@@ -43,7 +44,7 @@ def initial(codec: dict[str, np.ndarray]) -> nnx.State:
     directions = np.linalg.qr(rng.standard_normal((size, 8 * channels)))[0].T.reshape(channels, 8, size)
     inputs, outputs = rng.normal(0, 0.005, (2, channels, vocab, size))
     for channel, own in enumerate(directions):
-        entries = codec[f"quantizer.quantizers.{channel}.codebook"][:, :7]
+        entries = codec[f"quantizer.quantizers.{channel}.codebook"][:, -8:-1]
         entries = entries - entries.mean(axis=0)
         entries /= np.sqrt(np.mean(np.sum(entries**2, axis=1)))
         inputs[channel, : len(entries)] += length * entries @ own[:7]

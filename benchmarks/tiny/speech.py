@@ -3,8 +3,9 @@
 hibari-tts (Apache-2.0, weights inside the package) says how long each phoneme is and how a spectral envelope moves,
 80 frames a second: one for the voiced part, one for the breath. The waveform is made here and not by it, locked to
 the codec: a word is stretched to a whole number of its frames, the pitch is a whole multiple of the frame rate (86.13
-Hz), and the breath is one hop of noise said again and again. And it is the same wherever the word stands, with a short
-silence behind. So what has to be learnt of speech is small. It sounds monotonous, and whisper understands it.
+Hz), and the breath has the same lines as the voice, with the same phases: a frame is told by its envelope alone, and at
+other lines Praat would hear another pitch. And it is the same wherever the word stands, with a short silence behind. So
+what has to be learnt of speech is small. It sounds monotonous, and whisper understands it.
 
 Knows no model; needs hibari-tts, onnx and numpy (requirements.txt).
 """
@@ -31,9 +32,11 @@ FRAMES_PER_BYTE = 6
 """Every byte of a script lasts as long as any other: what is being read follows from what has been said, by counting.
 The teacher's own pace is 4 to 5."""
 GAP = 2  # silent frames at a word's end
-EARLY = 4  # frames of the teacher by which a word is heard before the frame in which it begins
+EARLY = 7  # frames of the teacher by which a word is heard before the frame in which it begins
 MARKS = ".,?!"
+LONGEST = 192  # frames of a word
 SILENT = -20.0  # log magnitude
+PULSES = 2500  # Hz up to which the lines of a voice are in phase
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +55,7 @@ class Voice:
 
 VOICES = {
     "alto": Voice("alto", 2, 1.0),
-    "bass": Voice("bass", 1, 0.86),
+    "bass": Voice("bass", 1, 0.93),
 }
 """alto speaks [S1] and bass [S2] where no prompt says otherwise."""
 
@@ -126,10 +129,10 @@ def _smooth(log: np.ndarray) -> np.ndarray:
     return np.stack(means)[left] * (1 - part) + np.stack(means)[left + 1] * part
 
 
-def speak(parts: Envelopes, voice: Voice) -> np.ndarray:
+def speak(parts: Envelopes, voice: Voice, loudness: float = LOUDNESS) -> np.ndarray:
     """Envelopes to samples, float32 [T * 512] at 44.1 kHz: T hops in, T hops out."""
     frames = parts.voiced.shape[1]
-    window = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(WINDOW) / WINDOW)
+    window = _window()
     bins = np.arange(WINDOW // 2 + 1) * RATE / WINDOW / voice.warp / TEACHER_BIN
     low = np.minimum(bins.astype(int), 599)
     part = np.minimum(bins - low, 1.0)[:, None]
@@ -138,22 +141,16 @@ def speak(parts: Envelopes, voice: Voice) -> np.ndarray:
     def magnitudes(log: np.ndarray) -> np.ndarray:
         return np.where(heard, np.exp(log[low] * (1 - part) + log[low + 1] * part), 0)
 
-    # Every frame sees the same stretch of pulses and of noise where the pitch is a whole number of frame rates.
-    pulses = _pulses(voice.pitch, frames * HOP + WINDOW)
-    noise = np.resize(np.random.default_rng(0).standard_normal(HOP), frames * HOP + WINDOW)
-
-    def spectra(signal: np.ndarray) -> np.ndarray:
-        return np.fft.rfft(np.lib.stride_tricks.sliding_window_view(signal, WINDOW)[: frames * HOP : HOP] * window).T
-
-    harmonic = spectra(pulses) / (WINDOW / 4)
-    breath = spectra(noise) * np.sqrt(2 / np.sum(window**2) * TEACHER_WINDOW / WINDOW)
-    spectrum = magnitudes(parts.voiced) * harmonic * parts.pitched + magnitudes(parts.breath) * breath
+    # As loud as noise of variance 1 would be, through the window of the teacher's analysis.
+    hiss = np.sqrt(4 * voice.pitch / RATE * 2 / np.sum(window**2) * TEACHER_WINDOW / WINDOW)
+    envelope = magnitudes(parts.voiced) * parts.pitched / (WINDOW / 4) + magnitudes(parts.breath) * hiss
+    spectrum = envelope * _spectra(voice.pitch)[:, :frames]
     pieces = np.fft.irfft(spectrum.T) * window
     out = np.zeros(frames * HOP + WINDOW)
     for i, piece in enumerate(pieces):
         out[i * HOP : i * HOP + WINDOW] += piece
     out = out[WINDOW // 2 : WINDOW // 2 + frames * HOP]
-    return (out * LOUDNESS / max(float(np.sqrt(np.mean(out**2))), 1e-9)).clip(-0.99, 0.99).astype(np.float32)
+    return (out * loudness / max(float(np.sqrt(np.mean(out**2))), 1e-9)).clip(-0.99, 0.99).astype(np.float32)
 
 
 def sounds() -> dict[str, np.ndarray]:
@@ -186,10 +183,28 @@ def sounds() -> dict[str, np.ndarray]:
     return padded
 
 
-def _pulses(pitch: float, length: int) -> np.ndarray:
-    """Unit cosines at every multiple of the pitch up to `HIGHEST`, in closed form."""
-    count = int(HIGHEST / pitch)
-    half = np.pi * pitch * np.arange(length) / RATE
-    near = np.abs(np.sin(half)) < 1e-6
-    sums = np.sin((2 * count + 1) * half) / np.where(near, 1, np.sin(half))
-    return np.where(near, 2 * count + 1, sums) / 2 - 0.5
+def _window() -> np.ndarray:
+    return 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(WINDOW) / WINDOW)
+
+
+@functools.cache
+def _spectra(pitch: float) -> np.ndarray:
+    """Of the lines at a pitch, in every frame of the longest word: [WINDOW / 2 + 1, LONGEST].
+
+    Every frame sees the same stretch of them where the pitch is a whole number of frame rates.
+    """
+    lines = _lines(pitch, LONGEST * HOP + WINDOW)
+    return np.fft.rfft(np.lib.stride_tricks.sliding_window_view(lines, WINDOW)[: LONGEST * HOP : HOP] * _window()).T
+
+
+def _lines(pitch: float, length: int) -> np.ndarray:
+    """Unit cosines at every multiple of the pitch up to `HIGHEST`: pulses below `PULSES`, a hiss above it.
+
+    The phase is that of the nearest multiple of the frame rate.
+    """
+    frequencies = np.arange(1, int(HIGHEST / pitch) + 1) * pitch
+    phases = np.random.default_rng(0).uniform(0, 2 * np.pi, int(HIGHEST / FRAME_RATE) + 2)
+    phases = np.where(frequencies > PULSES, phases[(frequencies / FRAME_RATE).round().astype(int)], 0)
+    whole = abs(pitch / FRAME_RATE - round(pitch / FRAME_RATE)) < 1e-6
+    time = np.arange(HOP if whole else length) / RATE
+    return np.resize(np.cos(2 * np.pi * frequencies[:, None] * time + phases[:, None]).sum(axis=0), length)
