@@ -167,8 +167,9 @@ class VectorQuantizer(nnx.Module):
     def scores(self, residual: jax.Array) -> jax.Array:
         """float32 [B, T, latent] -> float32 [B, T, codebook_size], largest at the nearest entry."""
         latents, codebook = _normalize(self.in_proj(residual)), _normalize(self.codebook[...])
-        product = jnp.matmul(latents, codebook.T, precision=jax.lax.Precision.HIGHEST)
-        return 2 * product - jnp.sum(jnp.square(codebook), axis=-1)
+        # The same order as by their products, but differences tell entries apart that are nearly alike; products round
+        # them to ties, and silence would be coded by chance.
+        return -jnp.sum(jnp.square(latents[:, :, None] - codebook), axis=-1)
 
     def __call__(self, codes: jax.Array) -> jax.Array:
         """int [B, T] -> float32 [B, T, latent]."""
