@@ -40,6 +40,11 @@ class Pitch:
         return float(np.median(inside)) if len(inside) >= 6 else float("nan")
 
 
+def check_pitch() -> None:
+    """Raises MasteringError unless a pitch can be measured, before any work is done."""
+    _detector()
+
+
 def pitch(samples: np.ndarray, *, rate: int) -> Pitch:
     """Finds the pitch by SwiftF0 (Nieradzik, 2025), every 16 ms.
 
@@ -60,6 +65,7 @@ def pitch(samples: np.ndarray, *, rate: int) -> Pitch:
 
 @functools.cache
 def _detector() -> Any:
+    """SwiftF0 with its weights."""
     try:
         from swift_f0 import SwiftF0
     except ImportError:

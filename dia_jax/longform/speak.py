@@ -27,6 +27,7 @@ from dia_jax.longform.plan import Chunk, Pace, plan, whole
 from dia_jax.longform.recognise import Recogniser
 from dia_jax.longform.recording import Gaps, SpokenTake, join
 from dia_jax.longform.script import Script, ScriptLike, Turn
+from dia_jax.longform.sound import check_pitch
 from dia_jax.longform.speech import Speech, SpokenChunk
 from dia_jax.longform.takes import Take, Takes, digest, seed_of
 from dia_jax.requests import (
@@ -90,6 +91,7 @@ class Direction:
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 60:
                 raise SpeakError(f"The gap {name} is {short(value)}; it must be 0 to 60 seconds.")
         check_mastering(speed=self.speed, loudness=self.loudness)
+        check_pitch()
 
     @property
     def sampling(self) -> dict[str, Any]:
