@@ -30,7 +30,7 @@ DOUBT = 0.85
 """The part of the confidence in the model's own voices below which a transcript is not believed."""
 MISSING = 0.25
 """The part of a transcript that may seem to be missing: of another text, most is."""
-EDGE = 0.1
+EDGE = 0.15
 """Seconds of silence that are left at either end."""
 STRETCH = 1.2
 """Seconds over which a rate is measured for its spread."""
