@@ -21,7 +21,7 @@ from dia_jax.training.settings import LossSettings
 from conftest import reference_generate
 
 FOLDER = Path(dia_jax.__file__).parent / "tiny"
-SENTENCE = "The young farmer found this red letter in the kitchen."
+SENTENCE = "The old teacher found a letter behind the kitchen door."
 FRAMES_PER_BYTE = 6  # of its teacher
 
 
@@ -62,7 +62,8 @@ def test_two_voices_speak_and_end(tiny: Dia):
 def test_it_says_what_is_written(tiny: Dia, tmp_path: Path):
     """What the teacher said is likelier with its own script than with the other one's, which is as long.
 
-    tiny_said.npz: `corpus.encode` (benchmarks/tiny) of two sentences outside the training set, in the voice of [S1].
+    tiny_said.npz: codes by `codec.encode` of the parts that `spoken.say_script` (benchmarks/tiny) makes of two
+    sentences outside the training texts, in the voice of [S1].
     """
     assert tiny.codec is not None
     with np.load(Path(__file__).parent / "tiny_said.npz") as said, Writer(tmp_path, tiny.codec.config) as writer:
@@ -92,7 +93,7 @@ def test_the_command_line_speaks_with_it(
     tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    arguments = ["[S1] Good morning, Laura!", "--seed", "1", "--picture", "--quiet"]
+    arguments = ["[S1] Good morning, how are you?", "--seed", "1", "--picture", "--quiet"]
     assert run(["generate", *arguments, "--output", str(tmp_path / "hello.wav")]) == 0
     assert "nari-labs/Dia-1.6B-0626" in capsys.readouterr().err
     assert 0.5 < soundfile.info(tmp_path / "hello.wav").duration < 5
