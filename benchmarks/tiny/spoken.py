@@ -1,6 +1,6 @@
 """Speaks the lexicon and packs it for the trainer: codes of words by chunks of a byte's six frames, and texts.
 
-    python spoken.py CODEC WORDNET OUT
+    python benchmarks/tiny/spoken.py CODEC WORDNET OUT
 
 Every word is spoken once in each of the two voices that are learnt, encoded by `codec.encode`. The words that prompts
 may hold are also spoken by voices of other pitches and formants, and encoded as DAC encodes what it is given; and so is
