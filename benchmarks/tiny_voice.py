@@ -4,16 +4,14 @@
     python benchmarks/tiny_voice.py
 
 A hundred scripts of two turns, written by hand as a newcomer would and never trained on: tiny/open.txt is open English,
-tiny/known.txt has only the 176 words that the first of these voices knew. Prompts are of pitches that the training set
-does not hold. Each figure has its 95 % interval, by resampling scripts (bootstrap); each measure is tried on the
-teacher's own audio, too, and on that behind the codec. Some half an hour on two cores. Writes
-benchmarks/results/tiny-voice.json.
+tiny/known.txt has few and common words. Prompts are of pitches that the training set does not hold. Each figure has its
+95 % interval, by resampling scripts (bootstrap); each measure is tried on the teacher's own audio, too, and on that
+behind the codec. Some half an hour on two cores. Writes benchmarks/results/tiny-voice.json.
 """
 
 import argparse
 import dataclasses
 import os
-import re
 import subprocess
 import sys
 import tempfile
@@ -30,6 +28,7 @@ import ears
 import numpy as np
 import speech
 import spoken
+import texts
 from common import RESULTS, machine, table, write_results
 from flax import nnx
 
@@ -47,11 +46,6 @@ RESAMPLES = 2000
 Speaker = Callable[[list[str], int, list[np.ndarray]], list[np.ndarray]]
 """Scripts and a seed to clips. With prompts, samples of each script's first turn, the clips are what follows."""
 Voices = list[dict[int, speech.Voice]]
-
-
-def turns(script: str) -> list[tuple[int, str]]:
-    """Tag and text of each turn."""
-    return [(int(tag), text.strip()) for tag, text in re.findall(r"\[S(\d)\] ([^\[]+)", script)]
 
 
 def teacher(voices: Voices | None = None) -> Speaker:
@@ -129,7 +123,7 @@ def two_turns(speak: Speaker, scripts: list[str], seeds: range) -> dict[str, Any
     for number, each in enumerate(clips):
         for i, clip in enumerate(each):
             third = len(clip) // 3
-            one, other = (USUAL[tag].pitch for tag, _ in turns(scripts[i])[:2])
+            one, other = (USUAL[tag].pitch for tag, _ in texts.turns(scripts[i])[:2])
             begin, end = median_pitch(clip[:third]), median_pitch(clip[-third:] if third else clip)
             two[i, number] = ears.nearer(begin, one, other) and ears.nearer(end, other, one)
             ends[i, number] = 1 / 1.5 <= len(clip) / wanted[i] <= 1.5
@@ -156,12 +150,10 @@ def prompt_voices(count: int, beside: tuple[float, float]) -> Voices:
 def prompted(speak: Speaker, scripts: list[str], seeds: range, voices: Voices) -> dict[str, Any]:
     """Whether the median pitch behind a prompt is nearer to the prompt's than to the other voice's; half of them are
     under the tag that is usually the other voice's."""
-    texts = [[text for _, text in turns(script)] for script in scripts]
-    asked = [f"[S{1 + i % 2}] {one} [S{1 + i % 2}] {two}" for i, (one, two) in enumerate(texts)]
+    said = [[text for _, text in texts.turns(script)] for script in scripts]
+    asked = [f"[S{1 + i % 2}] {one} [S{1 + i % 2}] {two}" for i, (one, two) in enumerate(said)]
     mine = [dict.fromkeys((1, 2), voice[1]) for voice in voices]
-    prompts = [
-        np.concatenate(spoken.say_script(f"[S1] {one}", voice)) for (one, _), voice in zip(texts, mine, strict=True)
-    ]
+    prompts = [spoken.say_sentence(one, voice[1]) for (one, _), voice in zip(said, mine, strict=True)]
     clips = [speak(asked, seed, prompts) for seed in seeds]
     right, unusual = np.zeros((len(scripts), len(clips))), []
     for i, voice in enumerate(voices):
@@ -172,13 +164,13 @@ def prompted(speak: Speaker, scripts: list[str], seeds: range, voices: Voices) -
     return {
         "followed": found(right),
         "followed under the other voice's tag": found(right[np.array(unusual)]),
-        "word errors behind them": word_errors([f"[S1] {two}" for _, two in texts], clips),
+        "word errors behind them": word_errors([f"[S1] {two}" for _, two in said], clips),
     }
 
 
 def sounds(speak: Speaker, scripts: list[str], seeds: range) -> dict[str, Any]:
     """Each sound: how often it is heard where it is written, and where it is not."""
-    one = [f"[S{tag}] {text}" for tag, text in (turns(script)[0] for script in scripts)]
+    one = [f"[S{tag}] {text}" for tag, text in (texts.turns(script)[0] for script in scripts)]
     plain = [speak(one, seed, []) for seed in seeds]
     heard = {}
     for name in speech.sounds():
@@ -198,7 +190,7 @@ def text_decides(dia: Dia, scripts: list[str]) -> dict[str, float]:
     values = codec.kernels(dia.codec.params)
     by_length: dict[int, list[str]] = {}
     for script in scripts:
-        text = turns(script)[0][1]
+        text = texts.turns(script)[0][1]
         by_length.setdefault(len(text), []).append(text)
     pairs = [(a, b) for group in by_length.values() for a, b in zip(group[::2], group[1::2], strict=False)][:16]
     with tempfile.TemporaryDirectory() as folder:
@@ -256,14 +248,14 @@ def start(model: str) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="tiny", help="the voice; by default the one in the package")
-    parser.add_argument("--scripts", choices=("open", "known"), default="open", help="open English or the 176 words")
+    parser.add_argument("--scripts", choices=("open", "known"), default="open", help="see above")
     parser.add_argument("--count", type=int, default=100, help="scripts; a fifth for sounds, a half for prompts")
     parser.add_argument("--seeds", type=int, default=3, help="for each check")
     parser.add_argument("--skip", nargs="*", default=(), choices=("teacher", "prompts", "sounds", "model"))
     parser.add_argument("--name", default="tiny-voice", help="of the JSON file")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the JSON file")
     options = parser.parse_args()
-    scripts = (Path(__file__).parent / "tiny" / f"{options.scripts}.txt").read_text().splitlines()[: options.count]
+    scripts = texts.scripts(options.scripts)[: options.count]
     dia = Dia.from_pretrained(options.model)
     seeds, one = range(0, 1000 * options.seeds, 1000), range(1)
     half, fifth = scripts[: -(-len(scripts) // 2)], scripts[: -(-len(scripts) // 5)]

@@ -1,5 +1,6 @@
 """The voice in the box, on the road that a newcomer takes. How well it speaks, benchmarks/tiny_voice.py measures."""
 
+import importlib
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,7 @@ from dia_jax.training.settings import LossSettings
 from conftest import reference_generate
 
 FOLDER = Path(dia_jax.__file__).parent / "tiny"
-SENTENCE = "The young farmer found this red letter in the kitchen."
+SENTENCE = "The old teacher found a letter behind the kitchen door."
 FRAMES_PER_BYTE = 6  # of its teacher
 
 
@@ -62,7 +63,8 @@ def test_two_voices_speak_and_end(tiny: Dia):
 def test_it_says_what_is_written(tiny: Dia, tmp_path: Path):
     """What the teacher said is likelier with its own script than with the other one's, which is as long.
 
-    tiny_said.npz: `corpus.encode` (benchmarks/tiny) of two sentences outside the training set, in the voice of [S1].
+    tiny_said.npz: codes by `codec.encode` of the parts that `spoken.say_script` (benchmarks/tiny) makes of two
+    sentences outside the training texts, in the voice of [S1].
     """
     assert tiny.codec is not None
     with np.load(Path(__file__).parent / "tiny_said.npz") as said, Writer(tmp_path, tiny.codec.config) as writer:
@@ -75,6 +77,34 @@ def test_it_says_what_is_written(tiny: Dia, tmp_path: Path):
     model = nnx.merge(tiny.graphdef, tiny.params)
     right, wrong = (float(loss(model, each, LossSettings())[1]["channels"][0]) for each in (batch, other))
     assert wrong > right + 0.5
+
+
+def test_its_recipe_has_the_trainers_batches_and_loss(tiny: Dia, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).parent.parent / "benchmarks" / "tiny"))
+    network = importlib.import_module("network")
+    assert tiny.codec is not None
+    with np.load(Path(__file__).parent / "tiny_said.npz") as said, Writer(tmp_path, tiny.codec.config) as writer:
+        for text, codes in said.items():
+            starts = range(0, len(codes) - FRAMES_PER_BYTE, FRAMES_PER_BYTE)  # behind the last byte is a space
+            writer.add(codes, f"[S1] {text}", starts=tuple(starts))
+    dataset = Dataset(tmp_path, tiny.config)
+    batch = make_batch(dataset, dataset.items)
+    table = np.concatenate([codes for codes in np.load(Path(__file__).parent / "tiny_said.npz").values()])
+    chunks = np.arange(len(table) // FRAMES_PER_BYTE, dtype=np.int32).reshape(2, -1)
+    scripts = np.zeros(chunks.shape, np.uint8)
+    scripts[:, :-1] = batch["text"][:, : chunks.shape[1] - 1]
+    rows = {"text": scripts, "chunks": chunks, "prompt": np.zeros(2, np.int32)}
+    table = table.reshape(-1, FRAMES_PER_BYTE, table.shape[-1])
+    laid = network.lay_out(rows, table, batch["loss_mask"].shape[1], tiny.config)
+    for name in ("grid", "loss_mask", "spoken_byte"):
+        np.testing.assert_array_equal(laid[name], batch[name])
+
+    weights = {".".join(map(str, path)): value[...] for path, value in nnx.to_flat_state(tiny.params)}
+    settings = LossSettings(alignment_weight=0.5, alignment_layers=network.ALIGNMENT_LAYERS, alignment_width=0)
+    value, parts = network.loss(weights, laid, tiny.config, 0.5)
+    expected, theirs = loss(nnx.merge(tiny.graphdef, tiny.params), batch, settings)
+    assert float(value) == pytest.approx(float(expected), rel=1e-4)
+    np.testing.assert_allclose(parts["channels"], theirs["channels"], rtol=1e-4)
 
 
 def test_transformers_says_the_same(tiny: Dia, tmp_path: Path):
@@ -92,8 +122,10 @@ def test_the_command_line_speaks_with_it(
     tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    arguments = ["[S1] Good morning, Laura!", "--seed", "1", "--picture", "--quiet"]
+    arguments = ["[S1] Good morning, how are you?", "--seed", "1", "--picture", "--quiet"]
     assert run(["generate", *arguments, "--output", str(tmp_path / "hello.wav")]) == 0
-    assert "nari-labs/Dia-1.6B-0626" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "nari-labs/Dia-1.6B-0626" in said
+    assert "no digits" not in said
     assert 0.5 < soundfile.info(tmp_path / "hello.wav").duration < 5
     assert (tmp_path / "hello.png").exists()

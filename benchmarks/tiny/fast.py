@@ -1,6 +1,6 @@
 """Trains the small voice on one accelerator within a budget of seconds.
 
-    python fast.py DATA OUT --seconds 300
+    python benchmarks/tiny/fast.py DATA OUT --seconds 300
 
 DATA is what spoken.py makes. Rows are composed in processes beside; a dispatch is several steps, with batches laid out
 on the device; lengths are compiled while shorter ones train. The learning rate, the lengths and what is hidden follow

@@ -1,6 +1,6 @@
 """Speaks the lexicon and packs it for the trainer: codes of words by chunks of a byte's six frames, and texts.
 
-    python spoken.py CODEC WORDNET OUT
+    python benchmarks/tiny/spoken.py CODEC WORDNET OUT
 
 Every word is spoken once in each of the two voices that are learnt, encoded by `codec.encode`. The words that prompts
 may hold are also spoken by voices of other pitches and formants, and encoded as DAC encodes what it is given; and so is
@@ -9,7 +9,6 @@ folder of its files data.*, Debian's wordnet-base) and the dialogues of chatterb
 """
 
 import argparse
-import importlib.util
 import json
 import lzma
 import multiprocessing
@@ -25,6 +24,7 @@ import codec
 import lexicon
 import numpy as np
 import speech
+import texts
 from flax import nnx
 from tqdm import tqdm
 
@@ -73,9 +73,17 @@ def parts(script: str) -> list[tuple[str, int]]:
 
 
 def say_script(script: str, voices: dict[int, speech.Voice]) -> list[np.ndarray]:
-    """Samples of each part of a script, as the training set has them."""
+    """Samples of each part of a script and of the space behind it, as the training set has them."""
     made = {f"({name})": sound for name, sound in speech.sounds().items()} | {"": BYTE}
-    return [made[part] if part in made else say(part, {"": voices[tag]})[0] for part, tag in parts(script)]
+    return [made[part] if part in made else say(part, {"": voices[tag]})[0] for part, tag in parts(f"{script} ")]
+
+
+def say_sentence(sentence: str, voice: speech.Voice) -> np.ndarray:
+    """Samples of a sentence behind its speaker's tag, float32 at 44.1 kHz: six frames a byte.
+
+    The tag and the space behind it are two silent bytes; one more stands for the space behind the sentence.
+    """
+    return np.concatenate(say_script(f"[S1] {sentence}", {1: voice}))
 
 
 def hear(values: Values, codes: np.ndarray) -> np.ndarray:
@@ -118,24 +126,6 @@ _values: Values = {}
 
 def _job(job: tuple[str, bool]) -> list[np.ndarray]:
     return speak_word(_values, *job)
-
-
-def sentences(wordnet: Path) -> list[str]:
-    """Sentences and parts of such, in plain letters and marks."""
-    found = []
-    for part in ("noun", "verb", "adj", "adv"):
-        for line in (wordnet / f"data.{part}").read_text("latin-1").splitlines():
-            if not line.startswith("  "):
-                found += re.findall(r'"([^"]+)"', line.split(" | ", 1)[1])
-    spec = importlib.util.find_spec("chatterbot_corpus")
-    assert spec is not None
-    for path in sorted(Path(str(spec.origin)).parent.joinpath("data", "english").glob("*.yml")):
-        for line in path.read_text("utf-8").splitlines():
-            if match := re.match(r"\s*-\s+(?:-\s+)?(.+)", line):
-                found += re.split(r"(?<=[.?!])\s+", match[1].strip("'\" "))
-    plain = (text.replace("\u2019", "'").strip(" .?!") for text in found)
-    usable = (text for text in plain if re.fullmatch(r"[A-Za-z][A-Za-z',;: -]*", text) and "--" not in text)
-    return sorted({re.sub(r"\s+", " ", text) for text in usable if 2 <= text.count(" ") + 1 <= 20})
 
 
 def pack(out: Path, codes: list[np.ndarray]) -> None:
@@ -186,12 +176,11 @@ def main() -> None:
     # The eight dimensions that `model.initial` looks at.
     books = {name: value[:, -8:] for name, value in _values.items() if name.endswith(".codebook")}
     np.savez(options.out / "codebooks.npz", **books)
-    texts = sentences(options.wordnet)
 
     def known(text: str) -> bool:
         return all(word in number for word in re.findall(r"[a-z']+", text.lower()))
 
-    texts = [text for text in texts if known(text)]
+    sentences = [text for text in texts.training(options.wordnet) if known(text)]
     about: dict[str, Any] = {
         "words": words,
         "frequencies": [frequencies[word] for word in words],
@@ -199,10 +188,10 @@ def main() -> None:
         "own": list(range(len(own))),
         "sides": sides,
         "sounds": sounds,
-        "sentences": texts,
+        "sentences": sentences,
     }
     (options.out / "texts.json").write_text(json.dumps(about))
-    print(f"{len(words)} words, {total} chunks, {len(texts)} sentences")
+    print(f"{len(words)} words, {total} chunks, {len(sentences)} sentences")
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ Knows options, where scripts come from, and what is printed; `Dia` does the work
 import contextlib
 import dataclasses
 import os
+import re
 import sys
 import time
 from collections.abc import Iterator
@@ -37,7 +38,7 @@ class Generate:
 
     Try:
 
-    dia-jax generate "[S1] Good morning, Laura! [S2] Hello, Peter! (whistles)" --output hello.wav --picture
+    dia-jax generate "[S1] Hello, how are you today? [S2] I am fine, thank you. (whistles)" --output hello.wav --picture
 
     dia-jax generate "[S1] Hello there. [S2] Hi! (laughs) [S1]" --model nari-labs/Dia-1.6B-0626
 
@@ -129,10 +130,12 @@ class Generate:
         outputs = self._outputs(len(texts))
         if self.model == TINY:
             say(
-                f"Speaking with tiny, the small demonstration voice, which knows few words ({resolve(TINY)}/README.md "
-                f"lists them). The real voice, 6.4 GB: --model {DEFAULT_REPO}",
+                f"Speaking with tiny, the small demonstration voice, which makes mistakes ({resolve(TINY)}/README.md says "
+                f"which). The real voice, 6.4 GB: --model {DEFAULT_REPO}",
                 error=True,
             )
+            if any(re.search(r"(?<!\[S)\d", text) for text in texts):
+                say("tiny was taught no digits: write numbers in words.", error=True)
         dia = Dia.from_pretrained(
             self.model,
             mesh=local_mesh(self.devices_per_clip, most_groups=len(texts)),
