@@ -88,6 +88,10 @@ def test_a_voice_is_made_from_a_recording_and_checked(tiny: Dia, tmp_path: Path,
     assert run([*command, "--text", f"[S1] {given.text}"]) == 0
     assert "pitch" in capsys.readouterr().out
     voice = Voice.load(tmp_path / "me.voice")
+    speak = ["generate", "[S1] Hello.", "--output", str(tmp_path / "out.wav"), "--max-tokens", "60", "--quiet"]
+    assert run([*speak, "--voice", str(tmp_path / "me.voice")]) == 0
+    assert run([*speak, "--voice", str(tmp_path / "me.wav")]) == 2
+    assert "is no voice" in capsys.readouterr().err
     assert abs(len(voice.codes) - len(given.codes)) < 20  # the silence at the ends is gone
     assert voice.pitch == pytest.approx(given.pitch, rel=0.02)
     assert voice.rate == pytest.approx(given.rate, rel=0.05)

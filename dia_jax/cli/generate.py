@@ -72,6 +72,8 @@ class Generate:
     """A recording of 5 to 10 seconds whose voice is continued."""
     prompt_text: str | None = None
     """The transcript of the audio prompt, with its speaker tags; it is prepended to each script."""
+    voice: Path | None = None
+    """A .voice file to speak with, in place of an audio prompt and its text; dia-jax voice makes one."""
     max_tokens: int | None = None
     """The maximum number of new frames, 86 per second, without the prompt; by default all that fit (35 s with the
     prompt)."""
@@ -113,9 +115,13 @@ class Generate:
         from dia_jax.mesh import local_mesh
         from dia_jax.pipeline import DEFAULT_REPO, SAMPLE_RATE, Dia
         from dia_jax.requests import check_seed, check_settings
+        from dia_jax.voice import Voice
 
         if self.prompt_text is not None and self.audio_prompt is None:
             raise DiaError("--prompt-text is the transcript of an audio prompt; give --audio-prompt too.")
+        if self.voice is not None and self.audio_prompt is not None:
+            raise DiaError("--voice and --audio-prompt exclude each other; give one.")
+        voice = None if self.voice is None else Voice.load(self.voice)
         # Errors that can be found without the model are reported before its gigabytes are loaded.
         texts = self._texts()
         for text in texts:
@@ -150,6 +156,7 @@ class Generate:
         )
         settings: dict[str, Any] = {
             "audio_prompt": prompt,
+            "voice": voice,
             "max_tokens": self.max_tokens,
             "cfg_scale": self.cfg_scale,
             "temperature": self.temperature,
