@@ -186,16 +186,17 @@ def speakers(dia: Dia, rng: random.Random, *, turns: int) -> list[list[Any]]:
 def words(dia: Dia, rng: random.Random, *, clips: int) -> list[list[Any]]:
     """Starts and ends of words against the teacher's true times, on its audio and on tiny's own."""
     assert dia.codec is not None
-    errors: dict[str, list[float]] = {"the teacher's audio": [], "tiny's own, of the right length": []}
+    errors: dict[str, list[float]] = {"the teacher's audio": [], "tiny's own codes": [], "tiny's own, as audio": []}
     for _ in range(clips):
         script = dialogue(rng, rng.choice([1, 2]))
         text = " ".join(f"[{name}] {said}" for name, said in script)
         sound = np.concatenate([spoken.say_sentence(said, TAGS[name]) for name, said in script])
-        own = dia.generate(text, seed=rng.randrange(2**31), max_tokens=1000)
-        for name, samples in zip(errors, (sound, own), strict=True):
-            if abs(len(samples) - len(sound)) > 2 * speech.HOP:
+        own = dia.generate_codes(text, seed=rng.randrange(2**31), max_tokens=1000)
+        given = ((sound, RATE), own, (dia.decode_codes(own), RATE))
+        for name, clip in zip(errors, given, strict=True):
+            if name != "the teacher's audio" and abs(len(own) - len(sound) // speech.HOP) > 2:
                 continue  # tiny left something out or said it twice: there is no true time
-            alignment = dia.align(text, (samples, RATE))
+            alignment = dia.align(text, clip)
             for word, span in zip(alignment.words, alignment.spans, strict=True):
                 errors[name] += [abs(word.start - span.start * BYTE), abs(word.end - span.stop * BYTE)]
     return [
