@@ -482,7 +482,7 @@ class Dia:
 
         Args:
             script: a text such as "[Anna] Hello. [Ben] Hi! (pause 1.5) [Anna] Well?"; pairs (speaker, text); or a
-                `Script`, whose docstring has the rules.
+                `longform.Script`, whose docstring has the rules.
             voices: of each speaker, a `Voice` or its file. Without any, a speaker's voice in the first chunk is the
                 voice of all that follow, unless the model has a voice for each tag.
             pronunciations: whole words -> spellings.
@@ -494,8 +494,8 @@ class Dia:
             seed: an int; each take's own seed follows from it. None draws one.
             speed: 0.7 to 1.4, at the same pitch.
             loudness: in LUFS, such as -16 for podcasts; None leaves it as it is.
-            gaps: silence where chunks are joined, `Gaps`.
-            recogniser: a second judge, `Recogniser`.
+            gaps: silence where chunks are joined, `longform.Gaps`.
+            recogniser: a second judge, `longform.Recogniser`; needs `dia_jax[check]`.
             batch_size: see `generate`.
             cfg_scale, temperature, top_p, cfg_filter_top_k: see `generate`.
 
