@@ -84,12 +84,12 @@ def test_its_recipe_has_the_trainers_batches_and_loss(tiny: Dia, tmp_path: Path,
     network = importlib.import_module("network")
     assert tiny.codec is not None
     with np.load(Path(__file__).parent / "tiny_said.npz") as said, Writer(tmp_path, tiny.codec.config) as writer:
+        table = np.concatenate(list(said.values()))
         for text, codes in said.items():
             starts = range(0, len(codes) - FRAMES_PER_BYTE, FRAMES_PER_BYTE)  # behind the last byte is a space
             writer.add(codes, f"[S1] {text}", starts=tuple(starts))
     dataset = Dataset(tmp_path, tiny.config)
     batch = make_batch(dataset, dataset.items)
-    table = np.concatenate([codes for codes in np.load(Path(__file__).parent / "tiny_said.npz").values()])
     chunks = np.arange(len(table) // FRAMES_PER_BYTE, dtype=np.int32).reshape(2, -1)
     scripts = np.zeros(chunks.shape, np.uint8)
     scripts[:, :-1] = batch["text"][:, : chunks.shape[1] - 1]

@@ -25,6 +25,7 @@ import network
 import numpy as np
 from flax import nnx
 
+from dia_jax import load_params, open_checkpoint
 from dia_jax.config import DiaConfig
 
 LENGTHS = (256, 768, 1920)
@@ -229,12 +230,14 @@ def load_weights(folder: Path, name: str) -> dict[str, np.ndarray]:
 
 
 def start(folder: Path, base: Path | None) -> dict[str, jax.Array]:
-    """The weights to begin with: those of `model.initial`, or of an earlier run's folder."""
+    """The weights to begin with: those of `model.initial`, or of a voice."""
     if base:
-        return {path: jnp.asarray(value) for path, value in load_weights(base, "weights").items()}
-    codebooks = dict(np.load(folder / "codebooks.npz"))
-    flat = nnx.to_flat_state(model.initial(codebooks))
-    return {".".join(map(str, path)): jnp.asarray(value[...], jnp.float32) for path, value in flat}
+        _, weights = load_params(open_checkpoint(base), dtype="float32")
+    else:
+        weights = model.initial(dict(np.load(folder / "codebooks.npz")))
+    return {
+        ".".join(map(str, path)): jnp.asarray(value[...], jnp.float32) for path, value in nnx.to_flat_state(weights)
+    }
 
 
 # --- The run ---------------------------------------------------------------------------------------------------------
@@ -409,7 +412,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--judged", type=int, default=64, help="rows of each kind that are judged")
     parser.add_argument("--workers", type=int, default=6, help="processes that compose rows")
     parser.add_argument("--most", type=int, default=1 << 40, help="steps, if these come before the seconds")
-    parser.add_argument("--base", type=Path, help="folder of an earlier run, to go on from its weights")
+    parser.add_argument("--base", type=Path, help="folder of a voice, to go on from its weights")
     parser.add_argument("--flash", action="store_true", help="self-attention by cuDNN")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="bfloat16")
     parser.add_argument("--seed", type=int, default=0)

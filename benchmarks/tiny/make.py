@@ -3,13 +3,13 @@
     pip install -e '.[train]' -r benchmarks/tiny/requirements.txt
     apt-get install wordnet-base
     python benchmarks/tiny/make.py WORK
-    python benchmarks/tiny/make.py WORK --base EARLIER/run    # goes on from the weights of an earlier run
+    python benchmarks/tiny/make.py WORK --base dia_jax/tiny    # goes on from a voice, with its codec
 
 In WORK: codec, data (the lexicon, spoken), run (weights and log) and voice. Each folder gets its name when it is whole,
 so what is done stays done; WORK may be carried to another machine in between. Other options are those of fast.py, as
 `--seconds`. A CPU is too slow for a voice; to see there that all runs:
 
-    python benchmarks/tiny/make.py WORK --words 300 --seconds 60 --positions 1024 --steps 1 --lengths 256 --workers 1
+    python benchmarks/tiny/make.py WORK --words 300 --seconds 240 --positions 512 --steps 1 --lengths 256 --judged 2
 
 Knows the order of the parts, and what a voice's folder holds.
 """
@@ -92,9 +92,14 @@ def main() -> None:
     parser.add_argument("work", type=Path, help="folder for all that is made: 100 MB")
     parser.add_argument("--wordnet", type=Path, default=Path("/usr/share/wordnet"), help="folder of WordNet's files")
     parser.add_argument("--words", type=int, default=lexicon.COUNT, help="the commonest only")
+    parser.add_argument("--base", type=Path, help="folder of a voice, to go on from its weights, with its codec")
     options, training = parser.parse_known_args()
     work = options.work.absolute()
     work.mkdir(parents=True, exist_ok=True)
+    if options.base:
+        training += ["--base", str(options.base)]
+        if not (work / "codec").exists():
+            shutil.copytree(options.base / "dac", work / "codec")
     step("spoken.py", [work / "codec", options.wordnet], work / "data", [f"--words={options.words}"])
     step("fast.py", [work / "data"], work / "run", training)
     assemble(work / "run", work / "codec", work / "voice")

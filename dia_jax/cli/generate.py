@@ -136,8 +136,8 @@ class Generate:
         outputs = self._outputs(len(texts))
         if self.model == TINY:
             say(
-                f"Speaking with tiny, the small demonstration voice, which makes mistakes ({resolve(TINY)}/README.md says "
-                f"which). The real voice, 6.4 GB: --model {DEFAULT_REPO}",
+                f"Speaking with tiny, the small demonstration voice, which makes mistakes ({resolve(TINY)}/README.md "
+                f"says which). The real voice, 6.4 GB: --model {DEFAULT_REPO}",
                 error=True,
             )
             if any(re.search(r"(?<!\[S)\d", text) for text in texts):
