@@ -159,7 +159,7 @@ def speakers(dia: Dia, rng: random.Random, *, turns: int) -> list[list[Any]]:
         own = speech.VOICES[side]
         voice = dataclasses.replace(own, pulses=own.pulses * beside)
         text = " ".join(sentences(rng, 2))
-        while not 5.2 < (len(text) + 3) * BYTE < 7:
+        while not 5.6 < (len(text) + 3) * BYTE < 8:
             text = " ".join(sentences(rng, 2))
         voices[name] = dia.make_voice((spoken.say_sentence(text, voice), RATE), text, name=name)
         hertz[name] = voice.pitch

@@ -6,12 +6,14 @@ out. Nothing here runs once for each step.
 
 import concurrent.futures
 import functools
+import hashlib
 import os
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack, overload
 
+import jax
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
@@ -482,7 +484,7 @@ class Dia:
 
         Args:
             script: a text such as "[Anna] Hello. [Ben] Hi! (pause 1.5) [Anna] Well?"; pairs (speaker, text); or a
-                `Script`, whose docstring has the rules.
+                `longform.Script`, whose docstring has the rules.
             voices: of each speaker, a `Voice` or its file. Without any, a speaker's voice in the first chunk is the
                 voice of all that follow, unless the model has a voice for each tag.
             pronunciations: whole words -> spellings.
@@ -494,8 +496,8 @@ class Dia:
             seed: an int; each take's own seed follows from it. None draws one.
             speed: 0.7 to 1.4, at the same pitch.
             loudness: in LUFS, such as -16 for podcasts; None leaves it as it is.
-            gaps: silence where chunks are joined, `Gaps`.
-            recogniser: a second judge, `Recogniser`.
+            gaps: silence where chunks are joined, `longform.Gaps`.
+            recogniser: a second judge, `longform.Recogniser`; needs `dia_jax[check]`.
             batch_size: see `generate`.
             cfg_scale, temperature, top_p, cfg_filter_top_k: see `generate`.
 
@@ -564,6 +566,16 @@ class Dia:
         from dia_jax.longform.casting import make_voice
 
         return make_voice(self, audio, text, name=name)
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """Tells models apart: a digest of the first thousand numbers of every weight, of the config and of the codec."""
+        digest = hashlib.sha256(repr(self.config).encode())
+        for leaf in jax.tree.leaves(self.params):
+            digest.update(np.asarray(leaf.reshape(-1)[:1000]).tobytes())
+        if self.codec is not None:
+            digest.update(self.codec.digest.encode())
+        return digest.hexdigest()[:16]
 
     @functools.cached_property
     def aligner(self) -> Aligner:

@@ -31,7 +31,7 @@ class Recogniser:
 
     def __init__(self, model: str | os.PathLike = "base.en"):
         try:
-            from faster_whisper import WhisperModel
+            from faster_whisper import WhisperModel  # pyrefly: ignore[missing-import]
         except ImportError:
             raise MasteringError("A recogniser needs faster-whisper: pip install 'dia_jax[check]'.") from None
         try:

@@ -132,12 +132,14 @@ class Planned:
         chunks: in order.
         voices: by speaker, as far as they are known; what the judge expects.
         prompts: those of them that are given to the model.
+        model: digest of the model that speaks; "" where that is open.
     """
 
     script: Script
     chunks: tuple[Chunk, ...]
     voices: Mapping[str, Voice]
     prompts: Mapping[str, Voice]
+    model: str = ""
 
 
 def cast(
@@ -255,6 +257,7 @@ def speak(
     if direction.seed is None:
         direction = dataclasses.replace(direction, seed=secrets.randbits(32))
     planned = make_plan(dia.config, script, known, known if are_prompts else {}, carry=direction.carry, kept=kept)
+    planned = dataclasses.replace(planned, model=dia.digest)
     maker = _Maker(dia, direction, takes or Takes(), on_chunk, progress=progress)
     with maker:
         if are_prompts and set(known) != set(script.speakers):
@@ -454,7 +457,7 @@ def _wanted(
         before = f"{before} [{tag}] {said}".strip()
         codes = np.concatenate([codes, more]) if codes.size else more
     # Takes do not depend on the chunk's number, so that they stay where chunks before it come or go.
-    key = digest(chunk.text, heard, said, direction.sampling, direction.seed, occurrence)
+    key = digest(planned.model, chunk.text, heard, said, direction.sampling, direction.seed, occurrence)
     return _Wanted(chunk, before, codes, key, planned.voices)
 
 
@@ -540,7 +543,10 @@ def _find_voices(
                     on_voice(name, prompts[name])
         kept = [[part.piece for part in chunk.parts] for chunk in planned.chunks[: first.number + 1]]
         rate = float(np.mean([voice.rate for voice in prompts.values()]))
-        planned = make_plan(dia.config, planned.script, prompts, prompts, carry=direction.carry, rate=rate, kept=kept)
+        plan_again = make_plan(
+            dia.config, planned.script, prompts, prompts, carry=direction.carry, rate=rate, kept=kept
+        )
+        planned = dataclasses.replace(plan_again, model=planned.model)
     return planned
 
 
