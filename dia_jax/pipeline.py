@@ -569,7 +569,7 @@ class Dia:
 
     @functools.cached_property
     def digest(self) -> str:
-        """Tells models apart: a digest of the first thousand numbers of every weight, of the config and of the codec."""
+        """Tells models apart: a digest of the first thousand numbers of every weight, the config and the codec."""
         digest = hashlib.sha256(repr(self.config).encode())
         for leaf in jax.tree.leaves(self.params):
             digest.update(np.asarray(leaf.reshape(-1)[:1000]).tobytes())
