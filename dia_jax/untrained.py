@@ -5,7 +5,6 @@ It makes noise, not speech. Everything else is real: the files, the limits of 10
 
 import math
 import os
-from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import numpy as np
@@ -34,7 +33,7 @@ SMALL_DAC = DacConfig(encoder_size=4, decoder_size=64)
 def random_params(
     config: DiaConfig | DacConfig, *, seed: int = 0, dtype: str = "float32"
 ) -> tuple[nnx.GraphDef, nnx.State]:
-    """Random weights of any size, drawn in numpy on all cores: a full-size model in seconds.
+    """Random weights of any size, drawn in numpy: a full-size model in seconds.
 
     Kernels are normal with deviation 1 / sqrt(inputs), so that activations keep their scale; queries with
     1 / sqrt(head_dim) of that, because Dia does not scale its attention scores. Norms and Snake's alphas lie around 1,
@@ -43,9 +42,10 @@ def random_params(
     Returns:
         graphdef and state, as `checkpoint.load_params` gives them.
     """
+    rng = np.random.default_rng(seed)
     graphdef, abstract = abstract_params(config, dtype)
 
-    def draw(path: tuple, value: nnx.Variable, rng: np.random.Generator) -> np.ndarray:
+    def draw(path: tuple, value: nnx.Variable) -> np.ndarray:
         noise = rng.standard_normal(value.shape, np.float32)
         if path[-1] == "bias":
             return 0.02 * noise
@@ -67,13 +67,8 @@ def random_params(
         inputs = value.shape[-1] if isinstance(config, DiaConfig) else math.prod(value.shape[:-1])
         return gain * noise / math.sqrt(inputs)
 
-    def put(item: tuple[tuple, nnx.Variable], rng: np.random.Generator) -> tuple[tuple, nnx.Variable]:
-        path, value = item
-        return path, value.replace(jax.device_put(draw(path, value, rng).astype(value.dtype)))
-
-    flat = nnx.to_flat_state(abstract)
-    with ThreadPoolExecutor() as pool:
-        return graphdef, nnx.from_flat_state([*pool.map(put, flat, np.random.default_rng(seed).spawn(len(flat)))])
+    flat = [(path, v.replace(jax.device_put(draw(path, v).astype(v.dtype)))) for path, v in nnx.to_flat_state(abstract)]
+    return graphdef, nnx.from_flat_state(flat)
 
 
 def make_untrained(

@@ -1,5 +1,6 @@
 """What the tests share: reference models with random weights, made and written by `transformers` itself."""
 
+import os
 import time
 from pathlib import Path
 
@@ -17,7 +18,8 @@ from dia_jax.untrained import make_untrained
 
 transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
-torch.set_num_threads(2)
+# Threads of several processes that wait for each other cost more than they gain.
+torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)
 
 
 def reference_config(**decoder: int) -> transformers.DiaConfig:

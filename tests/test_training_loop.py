@@ -267,6 +267,9 @@ def test_accumulated_batches_are_one_larger_batch(data):
     assert min(jax.tree.leaves(moved)) > 5e-4
 
 
+PATIENT = "--xla_cpu_collective_call_terminate_timeout_seconds=600"
+"""Several devices on two cores beside other tests: one may wait for the others longer than the usual 40 s."""
+
 DEVICES = """
 import sys
 sys.path.insert(0, sys.argv[1])
@@ -294,7 +297,7 @@ assert min(jax.tree.leaves(moved)) > 5e-4
 
 
 def test_one_device_and_eight_make_the_same_step(data):
-    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+    environment = os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count=8 {PATIENT}"}
     command = [sys.executable, "-c", DEVICES, os.path.dirname(__file__), str(data)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -320,7 +323,7 @@ def test_two_processes_make_what_one_makes(data, tmp_path):
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
     for count in (1, 2):
-        environment = os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={4 // count}"}
+        environment = os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={4 // count} {PATIENT}"}
         arguments = [str(port), str(tmp_path / str(count)), str(data)]
         children = [
             subprocess.Popen(

@@ -80,8 +80,9 @@ def test_voices_that_do_not_go_are_refused(dia: Dia):
 
 
 def test_a_voice_is_made_from_a_recording_and_checked(tiny: Dia, tmp_path: Path, capsys: pytest.CaptureFixture):
+    """tiny_teacher.flac: what tiny's first voice was made from, in frames of its codec."""
     given = tiny.voices["S1"]
-    samples = tiny.decode_codes(given.codes)
+    samples = soundfile.read(Path(__file__).parent / "tiny_teacher.flac", dtype="float32")[0]
     quiet = np.zeros(40 * 512, np.float32)  # whole frames: tiny's sound is locked to them
     soundfile.write(tmp_path / "me.wav", np.concatenate([quiet, samples, quiet]), 44_100)
     command = ["voice", str(tmp_path / "me.wav"), "--output", str(tmp_path / "me.voice"), "--quiet"]
