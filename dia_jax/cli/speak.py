@@ -151,7 +151,8 @@ class Speak:
             top_p=self.top_p,
             cfg_filter_top_k=self.cfg_filter_top_k,
         )
-        direction.check()
+        if not self.plan:  # a plan needs none of the libraries
+            direction.check()
         path = resolve(self.model, revision=self.revision, local_files_only=self.local_files_only)
         config = open_checkpoint(path, variant=self.variant).config
         if not isinstance(config, DiaConfig):
