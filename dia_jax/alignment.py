@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 
 from dia_jax.config import DacConfig, DiaConfig, DiaError
 from dia_jax.decode import bucket, text_size
-from dia_jax.delay import apply_delay
+from dia_jax.delay import finished_grid
 from dia_jax.mesh import groups, params_of_group, replicate
 from dia_jax.ops import precision, rope_angles
 from dia_jax.text import SPEAKER_TAGS, encode_text
@@ -221,7 +221,13 @@ class Aligner:
         row = np.zeros((1, size), np.int32)
         row[0, : len(tokens)] = tokens
         grid = np.full((1, length, config.decoder.num_channels), config.pad_token_id, np.int32)
-        grid[0, :frames] = _grid(codes, config)[:frames]
+        grid[0, :frames] = finished_grid(
+            codes,
+            delay_pattern=config.delay_pattern,
+            bos_token_id=config.bos_token_id,
+            eos_token_id=config.eos_token_id,
+            pad_token_id=config.pad_token_id,
+        )[:frames]
         with jax.set_mesh(self._group):
             mean, scores = _attention(*self._weights, row, grid, np.int32(frames), known)
         attention = np.asarray(mean)[:frames, : len(tokens)]
@@ -232,18 +238,6 @@ class Aligner:
         chosen = tuple(head for head in heads if known or head[2] >= NEARLY * heads[0][2])
         trusted = bool(known) or heads[0][2] >= TRUSTED
         return Alignment(text, attention, best_path(attention), chosen, trusted)
-
-
-def _grid(codes: np.ndarray, config: DiaConfig) -> np.ndarray:
-    """The delayed grid of a finished clip, its EOS and the padding behind it included."""
-    ended = np.concatenate([codes, np.full((1, codes.shape[1]), config.eos_token_id, codes.dtype)])
-    grid = apply_delay(
-        ended,
-        length=len(ended) + config.max_delay + 1,
-        delay_pattern=config.delay_pattern,
-        bos_token_id=config.bos_token_id,
-    )
-    return np.where(grid < 0, config.pad_token_id, grid)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 5))

@@ -35,6 +35,25 @@ def apply_delay(codes: np.ndarray, *, length: int, delay_pattern: tuple[int, ...
     return grid
 
 
+def finished_grid(
+    codes: np.ndarray, *, delay_pattern: tuple[int, ...], bos_token_id: int, eos_token_id: int, pad_token_id: int
+) -> np.ndarray:
+    """Lays a finished clip into the grid, for a teacher-forced pass.
+
+    Args:
+        codes: int array [T, C].
+        delay_pattern: C delays, in positions.
+        bos_token_id, eos_token_id, pad_token_id: what stands before a channel's codes, behind its last, and then.
+
+    Returns:
+        int32 array [T + 2 + max(delay_pattern), C].
+    """
+    ended = np.concatenate([codes, np.full((1, codes.shape[1]), eos_token_id, codes.dtype)])
+    length = len(ended) + 1 + max(delay_pattern)
+    grid = apply_delay(ended, length=length, delay_pattern=delay_pattern, bos_token_id=bos_token_id)
+    return np.where(grid == FREE, pad_token_id, grid)
+
+
 def revert_delay(grid: np.ndarray, *, start: int, stop: int, delay_pattern: tuple[int, ...]) -> np.ndarray:
     """Reads frames out of the grid.
 

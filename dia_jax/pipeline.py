@@ -41,6 +41,7 @@ from dia_jax.requests import (
     check_codes,
     check_count,
     draft_requests,
+    is_recording,
     put_voices_before,
     read_recording,
 )
@@ -526,8 +527,7 @@ class Dia:
         Raises:
             TextError, AudioError, SettingError, AlignmentError: they cannot be used; the message says why.
         """
-        is_recording = isinstance(audio, (str, os.PathLike, tuple))
-        return self.aligner(text, self.encode_audio(audio) if is_recording else check_codes(audio, self.config))
+        return self.aligner(text, self.encode_audio(audio) if is_recording(audio) else check_codes(audio, self.config))
 
     def judge(
         self, script: "ScriptLike", audio: AudioPrompt, *, voices: Mapping[str, VoiceLike] | None = None

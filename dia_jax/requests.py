@@ -215,7 +215,7 @@ def _count_frames(prompt: np.ndarray | Recording, codec: DacConfig | None) -> in
 def _read_prompt(prompt: AudioPrompt | None, config: DiaConfig, codec: DacConfig | None) -> np.ndarray | Recording:
     if prompt is None:
         return np.zeros((0, config.decoder.num_channels), np.int32)
-    if isinstance(prompt, (str, os.PathLike, tuple)):
+    if is_recording(prompt):
         read: np.ndarray | Recording = Recording(read_recording(prompt, codec))
     elif isinstance(prompt, np.ndarray) and prompt.dtype.kind == "f":
         raise SettingError("An audio prompt of samples needs its sample rate: pass the pair (samples, rate).")
@@ -228,6 +228,11 @@ def _read_prompt(prompt: AudioPrompt | None, config: DiaConfig, codec: DacConfig
             f"{config.frame_budget} frames with what is to be spoken; use a prompt of 5 to 10 s."
         )
     return read
+
+
+def is_recording(audio: AudioPrompt) -> bool:
+    """Whether an audio prompt is a recording, a path or a pair (samples, rate), and not codes."""
+    return isinstance(audio, (str, os.PathLike, tuple))
 
 
 def read_recording(audio: AudioPrompt, codec: DacConfig | None) -> np.ndarray:

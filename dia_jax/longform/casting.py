@@ -12,10 +12,11 @@ import numpy as np
 
 from dia_jax.alignment import FRAME_RATE, Alignment
 from dia_jax.audio import AudioError
+from dia_jax.codec import Codec
 from dia_jax.longform import sound
 from dia_jax.longform.judge import CLIPPED, UNHEARD
 from dia_jax.longform.mastering import edges, level
-from dia_jax.requests import AudioPrompt, check_codes, read_recording
+from dia_jax.requests import AudioPrompt, check_codes, is_recording, read_recording
 from dia_jax.voice import Voice, VoiceError
 
 if TYPE_CHECKING:
@@ -43,8 +44,7 @@ def make_voice(dia: "Dia", audio: AudioPrompt, text: str, *, name: str = "voice"
     if codec is None:
         raise VoiceError("A voice needs the codec, but the model was loaded without (load_codec=False).")
     rate, hop = codec.config.sample_rate, codec.config.hop
-    is_recording = isinstance(audio, (str, tuple)) or hasattr(audio, "__fspath__")
-    codes = None if is_recording else check_codes(audio, dia.config)
+    codes = None if is_recording(audio) else check_codes(audio, dia.config)
     samples = read_recording(audio, codec.config) if codes is None else codec.decode(codes)
     first, last = edges(samples, rate=rate)
     seconds = (last - first) / rate
@@ -66,16 +66,24 @@ def make_voice(dia: "Dia", audio: AudioPrompt, text: str, *, name: str = "voice"
     codes = codec.encode(clip) if codes is None else codes[begin:end]
     alignment = dia.aligner(f"[S1] {text}", codes)
     _check_transcript(alignment, bytes_a_second, [voice.confidence for voice in dia.voices.values()])
+    return _measured(name, text, codes, clip, alignment, codec, rate=bytes_a_second)
+
+
+def _measured(
+    name: str, text: str, codes: np.ndarray, samples: np.ndarray, alignment: Alignment, codec: Codec, *, rate: float
+) -> Voice:
+    """A voice with what is measured of its sound and its alignment; `rate` is in bytes a second."""
+    hertz = codec.config.sample_rate
     return Voice(
         name=name,
         codes=codes,
         text=text,
-        rate=bytes_a_second,
+        rate=rate,
         rate_spread=_spread(alignment),
-        pitch=sound.pitch(clip, rate=rate).median(),
-        level=level(clip, rate=rate),
-        floor=sound.floor(clip, rate=rate),
-        longest_pause=sound.longest_silence(clip, rate=rate)[1],
+        pitch=sound.pitch(samples, rate=hertz).median(),
+        level=level(samples, rate=hertz),
+        floor=sound.floor(samples, rate=hertz),
+        longest_pause=sound.longest_silence(samples, rate=hertz)[1],
         confidence=alignment.confidence,
         codec=codec.digest,
     )
@@ -157,21 +165,6 @@ def voice_from_parts(
         kept.append((text, codes))
     codes = np.concatenate([codes for _, codes in kept])
     text, samples = " ".join(text for text, _ in kept), codec.decode(codes)
-    alignment = dia.aligner(f"[S1] {text}", codes)
-    pitch = sound.pitch(samples, rate=codec.config.sample_rate).median()
-    active = level(samples, rate=codec.config.sample_rate)
-    if math.isinf(active):
+    if math.isinf(level(samples, rate=codec.config.sample_rate)):
         raise AudioError(f"Nothing is heard of {name!r} in its first chunk; try another seed.")
-    return Voice(
-        name=name,
-        codes=codes,
-        text=text,
-        rate=rate,
-        rate_spread=_spread(alignment),
-        pitch=pitch,
-        level=active,
-        floor=sound.floor(samples, rate=codec.config.sample_rate),
-        longest_pause=sound.longest_silence(samples, rate=codec.config.sample_rate)[1],
-        confidence=alignment.confidence,
-        codec=codec.digest,
-    )
+    return _measured(name, text, codes, samples, dia.aligner(f"[S1] {text}", codes), codec, rate=rate)

@@ -7,7 +7,6 @@ carried from chunk to chunk, and when a chunk is made again. Knows no files; wha
 import concurrent.futures
 import dataclasses
 import math
-import os
 import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -38,6 +37,7 @@ from dia_jax.requests import (
     check_seed,
     check_settings,
     check_voice,
+    is_recording,
     read_recording,
 )
 from dia_jax.voice import TAGS, Voice, as_voice, voice_prompt
@@ -274,8 +274,7 @@ def judge_clip(
     """Judges a clip that is there already, see `Dia.judge`."""
     codec, script = codec_of(dia), Script.of(script)
     known, _ = cast(dia.config, script, voices, model_voices=dia.voices, codec=None)
-    is_recording = isinstance(audio, (str, os.PathLike, tuple))
-    codes = None if is_recording else check_codes(audio, dia.config)
+    codes = None if is_recording(audio) else check_codes(audio, dia.config)
     samples = read_recording(audio, codec.config) if codes is None else codec.decode(codes)
     codes = codec.encode(samples) if codes is None else codes
     paces = {name: Pace(known[name].rate if name in known else RATE) for name in script.speakers}
@@ -298,6 +297,11 @@ class _Wanted:
     prompt: np.ndarray
     key: str
     voices: Mapping[str, Voice]
+
+    @property
+    def text(self) -> str:
+        """The script of the clip, with what stands before it."""
+        return f"{self.before} {self.chunk.text}".strip()
 
 
 class _Maker:
@@ -373,8 +377,7 @@ class _Maker:
     def _go_on(self, each: _Wanted, best: dict[str, Take]) -> None:
         """Decides what a chunk needs: nothing while takes of an attempt are still made, another attempt, or no more."""
         first, made = self._takes.first_attempt(each.key), self._takes.of(each.key)
-        running = {(attempt, i) for other, attempt, i in self._jobs.values() if other.key == each.key}
-        if running:
+        if any(other.key == each.key for other, *_ in self._jobs.values()):
             return
         for attempt in range(first, first + self._direction.retries + 1):
             missing = [i for i in range(self._direction.candidates) if (attempt, i) not in made]
@@ -405,7 +408,7 @@ class _Maker:
         seed = seed_of(self._direction.seed, each.key, candidate, attempt)
         room = self._dia.config.frame_budget - len(each.prompt)
         job = self._dia.submit(
-            f"{each.before} {each.chunk.text}".strip(),
+            each.text,
             audio_prompt=each.prompt if len(each.prompt) else None,
             max_tokens=min(each.chunk.most_frames, room),
             seed=seed,
@@ -424,9 +427,8 @@ class _Maker:
             timings = tuple(Timing(0, 0, 0, 0, 0.0) for part in chunk.parts for _ in part.piece.words)
             return Take(attempt, candidate, seed, codes, True, nothing, timings)
         ended = len(codes) < job.request.max_frames
-        alignment = self._dia.aligner(
-            f"{each.before} {chunk.text}".strip(), np.concatenate([each.prompt, codes]) if len(each.prompt) else codes
-        )
+        heard = np.concatenate([each.prompt, codes]) if len(each.prompt) else codes
+        alignment = self._dia.aligner(each.text, heard)
         words = place_words(chunk, alignment, prompt_frames=len(each.prompt))
         verdict = judge(chunk, codes, samples, words, alignment, rate=self._rate, ended=ended, voices=each.voices)
         if self._direction.recogniser is not None:

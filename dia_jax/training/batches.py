@@ -19,7 +19,7 @@ import numpy as np
 from dia_jax.codec import Codec
 from dia_jax.config import DiaConfig
 from dia_jax.decode import bucket
-from dia_jax.delay import apply_delay
+from dia_jax.delay import finished_grid
 from dia_jax.text import TextError, encode_text
 from dia_jax.training.prepare import Item, read_folder
 from dia_jax.training.settings import BatchSettings, DataError
@@ -124,13 +124,13 @@ def make_batch(
     for i, (item, prompt) in enumerate(zip(items, prompts, strict=True)):
         text[i, : len(texts[i])] = texts[i]
         codes = dataset.codes[item.first : item.first + item.frames]
-        delayed = apply_delay(
-            np.concatenate([codes, np.full_like(codes[:1], config.eos_token_id)]),
-            length=item.frames + 2 + config.max_delay,
+        delayed = finished_grid(
+            codes,
             delay_pattern=config.delay_pattern,
             bos_token_id=config.bos_token_id,
-        )
-        delayed = np.where(delayed < 0, config.pad_token_id, delayed)[: length + 1]
+            eos_token_id=config.eos_token_id,
+            pad_token_id=config.pad_token_id,
+        )[: length + 1]
         grid[i, : len(delayed)] = delayed
         frame = np.arange(length)[:, None] - delays  # of the targets at position 1 + t
         loss_mask[i] = (frame >= prompt) & (frame <= item.frames)
