@@ -1,15 +1,29 @@
-"""What the commands share: types of options, and printing. Knows no model."""
+"""What the commands share: types of options, printing, and loading a model."""
 
 import sys
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import tyro
 from tqdm import tqdm
+
+if TYPE_CHECKING:
+    from jax.sharding import Mesh
+
+    from dia_jax.pipeline import Dia
 
 Positional = tyro.conf.Positional
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 """The names in `checkpoint.DTYPES`, which as keys of a dictionary are no type that the parser could read."""
+
+
+def load_model(command: Any, *, mesh: "Mesh") -> "Dia":
+    """Loads the model that a command's options name, on a mesh."""
+    from dia_jax.pipeline import Dia
+
+    names = ("codec", "dtype", "quantize", "adapter", "variant", "revision", "local_files_only")
+    options = {name: getattr(command, name) for name in names}
+    return Dia.from_pretrained(command.model, mesh=mesh, progress=not command.quiet, **options)
 
 
 def printable(text: object) -> str:

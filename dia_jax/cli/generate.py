@@ -15,7 +15,7 @@ from typing import Annotated, Any, BinaryIO
 
 import tyro
 
-from dia_jax.cli.common import Dtype, Positional, say
+from dia_jax.cli.common import Dtype, Positional, load_model, say
 from dia_jax.config import DiaError, SamplingSettings, Variant
 from dia_jax.files import read_text_file
 from dia_jax.hub import TINY, resolve
@@ -113,7 +113,7 @@ class Generate:
     def run(self) -> None:
         from dia_jax.audio import read_audio
         from dia_jax.mesh import local_mesh
-        from dia_jax.pipeline import DEFAULT_REPO, SAMPLE_RATE, Dia
+        from dia_jax.pipeline import DEFAULT_REPO, SAMPLE_RATE
         from dia_jax.requests import check_seed, check_settings
         from dia_jax.voice import Voice
 
@@ -142,18 +142,7 @@ class Generate:
             )
             if any(re.search(r"(?<!\[S)\d", text) for text in texts):
                 say("tiny was taught no digits: write numbers in words.", error=True)
-        dia = Dia.from_pretrained(
-            self.model,
-            mesh=local_mesh(self.devices_per_clip, most_groups=len(texts)),
-            codec=self.codec,
-            dtype=self.dtype,
-            quantize=self.quantize,
-            adapter=self.adapter,
-            variant=self.variant,
-            revision=self.revision,
-            local_files_only=self.local_files_only,
-            progress=not self.quiet,
-        )
+        dia = load_model(self, mesh=local_mesh(self.devices_per_clip, most_groups=len(texts)))
         settings: dict[str, Any] = {
             "audio_prompt": prompt,
             "voice": voice,

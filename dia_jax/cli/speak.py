@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from dia_jax.cli.common import Dtype, Positional, say
+from dia_jax.cli.common import Dtype, Positional, load_model, say
 from dia_jax.config import DiaError, Variant
 from dia_jax.hub import TINY
 from dia_jax.model import Quantize
@@ -132,7 +132,7 @@ class Speak:
         from dia_jax.longform.words import read_pronunciations
         from dia_jax.mesh import local_mesh
         from dia_jax.picture import check_drawable
-        from dia_jax.pipeline import Dia, voices_beside
+        from dia_jax.pipeline import voices_beside
 
         # Errors that can be found without the model are reported before its gigabytes are loaded.
         entries = read_pronunciations(self.pronunciations) if self.pronunciations else None
@@ -170,18 +170,7 @@ class Speak:
             check_drawable(self.folder / "recording.png")
         if self.check is not None:
             direction = dataclasses.replace(direction, recogniser=Recogniser(self.check))
-        dia = Dia.from_pretrained(
-            self.model,
-            mesh=local_mesh(self.devices_per_clip),
-            codec=self.codec,
-            dtype=self.dtype,
-            quantize=self.quantize,
-            adapter=self.adapter,
-            variant=self.variant,
-            revision=self.revision,
-            local_files_only=self.local_files_only,
-            progress=not self.quiet,
-        )
+        dia = load_model(self, mesh=local_mesh(self.devices_per_clip))
         start = time.perf_counter()
         speech = speak_project(
             dia,

@@ -27,6 +27,10 @@ RAMP = 0.02
 """Seconds over which one speaker's gain becomes the next one's."""
 
 
+Stretch = tuple[str, int, int]
+"""Who speaks from which sample to which."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Gaps:
     """Silence between sounds in seconds, where chunks are joined. Within a chunk the model sets its own pace.
@@ -88,14 +92,15 @@ def join(
     Returns:
         float32 samples; the turns; the chapters; and where each take begins and ends, in seconds.
     """
-    gains = _gains(takes, rate)
+    stretches = [_stretches(take, rate) for take in takes]
+    gains = _gains(takes, stretches, rate)
     segments = _segments(script, takes, gaps, rate)
     pieces: list[np.ndarray] = []
     position = 0
     spans: dict[int, tuple[float, float]] = {}
     words: dict[int, list[Word]] = {}
     where: dict[int, tuple[float, float]] = {}
-    levelled = [_at_level(take, gains, rate) for take in takes]
+    levelled = [_at_level(take, parts, gains, rate) for take, parts in zip(takes, stretches, strict=True)]
     for segment in segments:
         pieces.append(np.zeros(round(segment.silence * rate), np.float32))
         position += len(pieces[-1])
@@ -190,13 +195,13 @@ def _quietest_between(take: SpokenTake, part: int, rate: int) -> int:
     return low + int(quiet[len(quiet) // 2]) + size // 2
 
 
-def _gains(takes: Sequence[SpokenTake], rate: int) -> dict[str, float]:
+def _gains(takes: Sequence[SpokenTake], stretches: Sequence[Sequence[Stretch]], rate: int) -> dict[str, float]:
     """For each speaker the gain in dB that brings it to the median level of all."""
     heard: dict[str, list[np.ndarray]] = {}
-    for take in takes:
-        for name, low, high in _stretches(take, rate):
+    for take, parts in zip(takes, stretches, strict=True):
+        for name, low, high in parts:
             heard.setdefault(name, []).append(take.samples[low:high])
-    levels = {name: level(np.concatenate(parts), rate=rate) for name, parts in heard.items()}
+    levels = {name: level(np.concatenate(sounds), rate=rate) for name, sounds in heard.items()}
     known = [value for value in levels.values() if math.isfinite(value)]
     middle = float(np.median(known)) if known else 0.0
     return {
@@ -205,10 +210,10 @@ def _gains(takes: Sequence[SpokenTake], rate: int) -> dict[str, float]:
     }
 
 
-def _at_level(take: SpokenTake, gains: Mapping[str, float], rate: int) -> np.ndarray:
+def _at_level(take: SpokenTake, stretches: Sequence[Stretch], gains: Mapping[str, float], rate: int) -> np.ndarray:
     """The take's samples, each speaker at the level of all."""
     gain = np.zeros(len(take.samples))
-    for name, low, high in _stretches(take, rate):
+    for name, low, high in stretches:
         gain[low:high] = gains[name]
     if np.ptp(gain) > 0:
         size = round(RAMP * rate)
@@ -217,7 +222,7 @@ def _at_level(take: SpokenTake, gains: Mapping[str, float], rate: int) -> np.nda
     return (take.samples * 10 ** (gain / 20)).astype(np.float32)
 
 
-def _stretches(take: SpokenTake, rate: int) -> list[tuple[str, int, int]]:
+def _stretches(take: SpokenTake, rate: int) -> list[Stretch]:
     """Who speaks from which sample to which; a change lies at the quietest place between two words."""
     parts = take.chunk.parts
     cuts = [i for i, part in enumerate(parts) if i and part.tag != parts[i - 1].tag]
