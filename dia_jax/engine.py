@@ -9,6 +9,7 @@ prompt, and a batch can grow or shrink by itself. The price is one compilation f
 time. benchmarks/README.md has the comparison.
 """
 
+import collections
 import concurrent.futures
 import itertools
 import threading
@@ -50,7 +51,7 @@ class Engine:
         ]
         self._held: dict[Loop, Sequence[Job]] = {loop: [] for loop in self.loops}
 
-    def submit(self, request: Request, *, sound: bool, batch_size: int = 8) -> Job:
+    def submit(self, request: Request, *, sound: bool, batch_size: int = 8, owner: object = None) -> Job:
         """Asks for a whole clip.
 
         Args:
@@ -58,19 +59,26 @@ class Engine:
             sound: whether samples are wanted; otherwise codes.
             batch_size: clips that a loop may decode at the same time, those of other callers included. Of all requests
                 that wait or run, the largest number counts.
+            owner: of the clip. Where slots are short, owners take turns, so that a long list holds up nobody. None is
+                one of its own.
         """
-        return self._start(Job(request, self._config, batch_size=batch_size, is_stream=False, context=self._of(sound)))
+        context = self._of(sound)
+        job = Job(request, self._config, batch_size=batch_size, is_stream=False, context=context, owner=owner)
+        return self._start(job)
 
-    def stream(self, request: Request, *, first_frames: int, max_frames: int, batch_size: int = 8) -> Job:
+    def stream(
+        self, request: Request, *, first_frames: int, max_frames: int, batch_size: int = 8, owner: object = None
+    ) -> Job:
         """Asks for a clip whose samples are wanted as they come; where slots are short, it goes before whole clips.
 
         Args:
             request: a checked one.
             first_frames: of the first chunk; each further one is twice as long.
             max_frames: where that ends.
-            batch_size: see `submit`.
+            batch_size, owner: see `submit`.
         """
-        job = Job(request, self._config, batch_size=batch_size, is_stream=True, context=self._of(True))
+        context = self._of(True)
+        job = Job(request, self._config, batch_size=batch_size, is_stream=True, context=context, owner=owner)
         job.chunk_sizes = (min(first_frames << min(i, 32), max_frames) for i in itertools.count())
         return self._start(job)
 
@@ -101,11 +109,20 @@ class Engine:
         return job
 
     def _take(self, loop: Loop, live: Sequence[Job]) -> tuple[list[Job], int]:
-        """Gives a loop its share of what waits: as many clips in all as every other loop has, streams first."""
+        """Gives a loop its share of what waits: as many clips in all as every other loop has.
+
+        Streams go first, then whoever has the fewest clips in slots and before it in the queue.
+        """
         with self._lock:
             self._held[loop] = live
-            self._waiting = sorted((job for job in self._waiting if not job.done()), key=lambda job: not job.is_stream)
+            self._waiting = [job for job in self._waiting if not job.done()]
             known = [*itertools.chain(*self._held.values()), *self._waiting]
+            counts: collections.Counter[object] = collections.Counter()
+            ranks: dict[Job, tuple[bool, int]] = {}
+            for job in known:
+                ranks[job] = not job.is_stream, counts[job.owner]
+                counts[job.owner] += 1
+            self._waiting.sort(key=lambda job: ranks[job])
             capacity = max((job.batch_size for job in known), default=0)
             share = -(-len(known) // len(self.loops))
             count = max(min(capacity, share) - len(live), 0)

@@ -6,9 +6,8 @@ Knows a clip's own progress: its grid, its frames, which parts can be made. Know
 import concurrent.futures
 import contextlib
 import itertools
-import queue
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
@@ -26,14 +25,29 @@ class Job(concurrent.futures.Future):
     Attributes:
         request: what the clip is made from.
         codes: int32 [n, C], the frames that are complete so far; those of a clip that failed stay.
+        parts: of its value, as far as they are made.
+        owner: whose clip it is. Where slots are short, owners take turns.
+        has_slot: whether it was put into a slot; before, it waits.
     """
 
-    def __init__(self, request: Request, config: DiaConfig, *, batch_size: int, is_stream: bool, context: int | None):
+    def __init__(
+        self,
+        request: Request,
+        config: DiaConfig,
+        *,
+        batch_size: int,
+        is_stream: bool,
+        context: int | None,
+        owner: object = None,
+    ):
         super().__init__()
         channels = config.decoder.num_channels
         self.request = request
         self.codes = np.zeros((0, channels), np.int32)
         self.batch_size, self.is_stream = batch_size, is_stream
+        self.owner = self if owner is None else owner
+        self.parts: list[np.ndarray] = []
+        self.has_slot = False
         self.is_closed = False  # all frames are there and were handed on
         self._config, self._context = config, context  # None where codes are wanted
         self.chunk_sizes: Iterator[int] = itertools.repeat(WINDOW)
@@ -41,10 +55,9 @@ class Job(concurrent.futures.Future):
         self._position = self.planned = len(request.prompt)
         self._end, self._limit = NOT_ENDED, 1 + len(request.prompt) + request.max_frames
         self._sent, self._next_size = 0, 0
-        self._parts: list[np.ndarray] = []
-        self._news: queue.SimpleQueue[None] = queue.SimpleQueue()  # an entry for each part, and one for the end
+        self._listeners: list[Callable[[], object]] = []
         self._cancelling = threading.Lock()
-        self.add_done_callback(lambda _: self._news.put(None))
+        self.add_done_callback(lambda _: self._tell())
 
     def cancel(self) -> bool:
         """Stops the clip; False if it is finished already."""
@@ -60,18 +73,37 @@ class Job(concurrent.futures.Future):
             DiaError, RuntimeError: the clip failed; after the parts that were made before.
             concurrent.futures.CancelledError: it was cancelled.
         """
-        read = 0
-        while read < len(self._parts) or not self.done():
-            with contextlib.suppress(queue.Empty):  # a wait without an end cannot be interrupted everywhere
-                self._news.get(timeout=0.5)
-            while read < len(self._parts):
-                if len(part := self._parts[read]):
+        read, news = 0, threading.Event()
+        self.listen(news.set)
+        while not self.done() or read < len(self.parts):
+            news.wait(timeout=0.5)  # a wait without an end cannot be interrupted everywhere
+            news.clear()
+            while read < len(self.parts):
+                if len(part := self.parts[read]):
                     yield part
                 read += 1
         if error := self.exception():
             raise error
 
+    def listen(self, listener: Callable[[], object]) -> None:
+        """Has a function called when the clip gets its slot, with each part and at the end, and once right away.
+
+        Args:
+            listener: called by the engine's threads; it must be quick and may not raise.
+        """
+        self._listeners.append(listener)
+        listener()
+
     # What follows is called by the engine's threads.
+
+    def begin(self) -> None:
+        """Notes that the clip is in a slot."""
+        self.has_slot = True
+        self._tell()
+
+    def _tell(self) -> None:
+        for listener in self._listeners:
+            listener()
 
     @property
     def wants_sound(self) -> bool:
@@ -111,11 +143,11 @@ class Job(concurrent.futures.Future):
 
     def give(self, part: np.ndarray, *, is_last: bool) -> None:
         """Hands a part on to whoever reads, and ends the job with the last one."""
-        self._parts.append(part)
-        self._news.put(None)
+        self.parts.append(part)
+        self._tell()
         if is_last:
             with contextlib.suppress(concurrent.futures.InvalidStateError):  # cancelled meanwhile
-                self.set_result(np.concatenate(self._parts))
+                self.set_result(np.concatenate(self.parts))
 
     def give_codes(self) -> None:
         """Hands on the codes that are new."""

@@ -274,6 +274,7 @@ class Loop:
             return
         batch.state = insert(batch.state, self._prefilled[1], request, slot, config=self._config)
         batch.jobs[slot] = job
+        job.begin()
 
     def _dispatch(self, batch: _Batch) -> None:
         steps = steps_per_call(self._config)

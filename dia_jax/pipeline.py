@@ -332,13 +332,26 @@ class Dia:
 
         return chunks()
 
-    def submit(self, text: str, *, sound: bool = True, batch_size: int = 8, **options: Unpack[Options]) -> Job:
+    def submit(
+        self,
+        text: str,
+        *,
+        sound: bool = True,
+        batch_size: int = 8,
+        first_frames: int | None = None,
+        max_frames: int = WINDOW,
+        owner: object = None,
+        **options: Unpack[Options],
+    ) -> Job:
         """Asks for a clip without waiting for it, for servers and the like.
 
         Args:
             text: one script. The other options are those of `generate`.
             sound: whether samples are wanted; otherwise codes.
             batch_size: see `generate`.
+            first_frames, max_frames: for a clip that is heard while it is made, see `stream`; it goes before whole
+                clips. None for a whole clip.
+            owner: whose clip it is; where slots are short, owners take turns. None is one of its own.
 
         Returns:
             A `Job`: a `concurrent.futures.Future` of what `generate` or `generate_codes` gives, whose `chunks` yields
@@ -351,8 +364,18 @@ class Dia:
             raise SettingError(f"A job speaks one script, a string, not {type(text).__name__}.")
         if sound:
             self._codec()
+        check_count("batch_size", batch_size)
+        if first_frames is not None:
+            first_frames = check_count("first_frames", first_frames)
+            max_frames = max(first_frames, check_count("max_frames", max_frames))
+            if not sound:
+                raise SettingError("A stream is of samples; leave first_frames out for codes.")
         (request,) = self._requests(self._drafts(text, options))
-        return self.engine.submit(request, sound=sound, batch_size=check_count("batch_size", batch_size))
+        if first_frames is None:
+            return self.engine.submit(request, sound=sound, batch_size=batch_size, owner=owner)
+        return self.engine.stream(
+            request, first_frames=first_frames, max_frames=max_frames, batch_size=batch_size, owner=owner
+        )
 
     def warmup(
         self,
@@ -406,10 +429,11 @@ class Dia:
         good = {i: draft for i, draft in enumerate(drafts) if isinstance(draft, Draft)}
         order = sorted(good, key=lambda i: len(good[i].text), reverse=True)
         jobs: dict[Any, int] = {}
+        owner = object()
         try:
             with _Progress(len(drafts), self._frame_rate, disable=not progress) as bar:
                 for i, request in zip(order, self._requests([good[i] for i in order]), strict=True):
-                    jobs[self.engine.submit(request, sound=sound, batch_size=batch_size)] = i
+                    jobs[self.engine.submit(request, sound=sound, batch_size=batch_size, owner=owner)] = i
                 pending = set(jobs)
                 while pending:
                     # Waits in turns, for the sake of the progress bar and of platforms that cannot interrupt a wait.
@@ -495,7 +519,7 @@ class Dia:
             candidates: takes of each chunk that are made at the same time, of which the best is kept.
             retries: how often a chunk is made again while none of its takes passes.
             seed: an int; each take's own seed follows from it. None draws one.
-            speed: 0.7 to 1.4, at the same pitch.
+            speed: 0.25 to 4, at the same pitch; 0.7 to 1.4 sounds natural.
             loudness: in LUFS, such as -16 for podcasts; None leaves it as it is.
             gaps: silence where chunks are joined, `longform.Gaps`.
             recogniser: a second judge, `longform.Recogniser`; needs `dia_jax[check]`.

@@ -126,11 +126,11 @@ def test_the_first_chunk_of_a_stream_takes_two_calls_while_fifteen_run(fresh: Di
     others[3].cancel()  # all slots are taken, so it waits for one, but before those that were there first
     before = stepping(fresh)
     assert stream in fresh.engine.loops[0]._calls[0].jobs
-    while not stream._parts:
+    while not stream.parts:
         after = stepping(fresh)
     # Two calls for its frames; the third was dispatched before the second one was read.
     assert after - before <= 2
-    assert len(stream._parts[0]) == 8 * 512
+    assert len(stream.parts[0]) == 8 * 512
     for job in (*others, *waiting, stream):
         job.cancel()
     while fresh.engine.loops[0].turn():

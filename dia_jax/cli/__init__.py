@@ -1,8 +1,8 @@
-"""The command line, `dia-jax`: generate, speak, voice, convert, prepare, train, train-codec, info, make-untrained.
+"""The command line, `dia-jax`: speaking, voices, serving, checkpoints and training, in the commands below.
 
 Turns arguments into a command, runs it, and turns the library's errors into one line and an exit code: 0 done,
-1 failed, 2 unusable input, 130 interrupted. The commands themselves are in `generate`, `checkpoints` and `train`. No
-other module touches JAX's configuration (the cache of compiled programs).
+1 failed, 2 unusable input, 130 interrupted. The commands themselves are in the modules of this package. No other
+module touches JAX's configuration (the cache of compiled programs).
 """
 
 import contextlib
@@ -18,6 +18,7 @@ import tyro
 from dia_jax.cli.checkpoints import Convert, Info, MakeUntrained
 from dia_jax.cli.common import say
 from dia_jax.cli.generate import Generate
+from dia_jax.cli.serve import Serve, Ui
 from dia_jax.cli.speak import MakeVoice, Speak
 from dia_jax.cli.train import Prepare, Train, TrainCodec
 from dia_jax.config import DiaError
@@ -31,6 +32,8 @@ COMMANDS: dict[str, Any] = {
     "generate": Generate,
     "speak": Speak,
     "voice": MakeVoice,
+    "serve": Serve,
+    "ui": Ui,
     "convert": Convert,
     "prepare": Prepare,
     "train": Train,

@@ -16,8 +16,8 @@ from dia_jax.audio import AudioError, write_audio
 from dia_jax.config import DiaError, one_line, short
 from dia_jax.longform.speech import SpokenChapter, name_chapters
 
-SPEEDS = (0.7, 1.4)
-"""The slowest and the fastest tempo. Beyond, speech is smeared or swallowed."""
+SPEEDS = (0.25, 4.0)
+"""The slowest and the fastest tempo. Below 0.7 speech is smeared, and above 1.4 swallowed."""
 LOUDNESS = (-60.0, -5.0)
 """The lowest and the highest loudness, in LUFS. -16 is usual for podcasts in mono or stereo."""
 HIGHEST_PEAK = -1.0
@@ -140,7 +140,7 @@ def stretch(samples: np.ndarray, *, rate: int, speed: float) -> np.ndarray:
     Args:
         samples: float32 [n].
         rate: the sample rate in Hz.
-        speed: 0.7 to 1.4; 1 returns the samples as they are.
+        speed: 0.25 to 4; 1 returns the samples as they are.
 
     Returns:
         float32 [round(n / speed)].

@@ -234,6 +234,7 @@ def speak(
     on_plan: Callable[[Planned], None] | None = None,
     on_voice: Callable[[str, Voice], None] | None = None,
     on_chunk: Callable[[Chunk, str, Take], None] | None = None,
+    on_job: Callable[[Job], None] | None = None,
     progress: bool = False,
 ) -> Speech:
     """Speaks a script of any length, see `Dia.speak`.
@@ -246,6 +247,8 @@ def speak(
         on_plan: called with each plan. There is a second one where voices are taken from the first chunks.
         on_voice: called with each voice that is taken from a first chunk.
         on_chunk: called with each chunk, its key in `takes` and its best take, when that is decided.
+        on_job: called with each job of the engine. If it raises, or one of the jobs is cancelled by somebody else,
+            this ends with that error, and all jobs are cancelled.
     """
     direction.check()
     check_settings(dia.config.sampling, **direction.sampling)
@@ -258,7 +261,7 @@ def speak(
         direction = dataclasses.replace(direction, seed=secrets.randbits(32))
     planned = make_plan(dia.config, script, known, known if are_prompts else {}, carry=direction.carry, kept=kept)
     planned = dataclasses.replace(planned, model=dia.digest)
-    maker = _Maker(dia, direction, takes or Takes(), on_chunk, progress=progress)
+    maker = _Maker(dia, direction, takes or Takes(), on_chunk, on_job, progress=progress)
     with maker:
         if are_prompts and set(known) != set(script.speakers):
             planned = _find_voices(dia, planned, maker, direction, on_plan, on_voice)
@@ -266,6 +269,58 @@ def speak(
             on_plan(planned)
         best = _make_all(planned, maker, direction)
     return _finish(dia, planned, best, maker, direction)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class FirstTake:
+    """What `speak` makes first of a chunk, for those who hear it before it can be judged.
+
+    Attributes:
+        chunk: of the plan.
+        text: the script of the clip, with the voices' transcripts.
+        prompt: int32 [P, C], the voices' codes.
+        most_frames: after which it is broken off.
+        seed: of the take.
+    """
+
+    chunk: Chunk
+    text: str
+    prompt: np.ndarray
+    most_frames: int
+    seed: int
+
+
+def first_takes(
+    dia: "Dia", script: ScriptLike, *, voices: Mapping[str, VoiceLike] | None = None, direction: Direction
+) -> list[FirstTake]:
+    """Plans a script whose chunks are heard as they are made, without a verdict.
+
+    Args:
+        dia: the model; it is not run.
+        script, voices: see `Dia.speak`.
+        direction: with a seed.
+
+    Returns:
+        the first take of each chunk; none where a voice would first have to be taken from a finished chunk.
+
+    Raises:
+        DiaError: script, cast or an option cannot be used.
+    """
+    direction.check()
+    check_settings(dia.config.sampling, **direction.sampling)
+    script = Script.of(script)
+    known, are_prompts = cast(dia.config, script, voices, model_voices=dia.voices, codec=codec_of(dia).digest)
+    planned = make_plan(dia.config, script, known, known if are_prompts else {}, carry="fixed")
+    planned = dataclasses.replace(planned, model=dia.digest)
+    if are_prompts and len(planned.chunks) > 1 and set(known) != set(script.speakers):
+        return []
+    assert direction.seed is not None
+    takes = []
+    for chunk, count in zip(planned.chunks, _occurrences(planned.chunks), strict=True):
+        each = _wanted(planned, chunk, direction, count, None)
+        frames = min(chunk.most_frames, dia.config.frame_budget - len(each.prompt))
+        takes.append(FirstTake(chunk, each.text, each.prompt, frames, seed_of(direction.seed, each.key, 0, 0)))
+    return takes
 
 
 def judge_clip(
@@ -319,10 +374,12 @@ class _Maker:
         direction: Direction,
         takes: Takes,
         on_chunk: Callable[[Chunk, str, Take], None] | None,
+        on_job: Callable[[Job], None] | None,
         *,
         progress: bool,
     ):
-        self._dia, self._direction, self._takes, self._on_chunk = dia, direction, takes, on_chunk
+        self._dia, self._direction, self._takes = dia, direction, takes
+        self._on_chunk, self._on_job = on_chunk, on_job
         self._rate = codec_of(dia).config.sample_rate
         self._jobs: dict[Job, tuple[_Wanted, int, int]] = {}
         self._began, self._made, self._chunks, self._total = time.perf_counter(), 0.0, 0, 0
@@ -413,9 +470,12 @@ class _Maker:
             max_tokens=min(each.chunk.most_frames, room),
             seed=seed,
             batch_size=self._direction.batch_size,
+            owner=self,
             **self._direction.sampling,
         )
         self._jobs[job] = each, attempt, candidate
+        if self._on_job:
+            self._on_job(job)
 
     def _judge(self, each: _Wanted, attempt: int, candidate: int, job: Job) -> Take:
         assert self._direction.seed is not None
