@@ -27,7 +27,7 @@ SECONDS = (5.0, 15.0)
 room."""
 RATES = (4.0, 30.0)
 """The slowest and the fastest plausible speech in bytes a second; English has 10 to 20."""
-DOUBT = 0.85
+DOUBT = 0.92
 """The part of the confidence in the model's own voices below which a transcript is not believed."""
 MISSING = 0.25
 """The part of a transcript that may seem to be missing: of another text, most is."""
@@ -65,7 +65,8 @@ def make_voice(dia: "Dia", audio: AudioPrompt, text: str, *, name: str = "voice"
         )
     codes = codec.encode(clip) if codes is None else codes[begin:end]
     alignment = dia.aligner(f"[S1] {text}", codes)
-    _check_transcript(alignment, bytes_a_second, [voice.confidence for voice in dia.voices.values()])
+    usual = [voice.confidence for voice in dia.voices.values()]
+    _check_transcript(alignment, bytes_a_second, usual, has_own_voices=dia.config.speech.tag_voices)
     return _measured(name, text, codes, clip, alignment, codec, rate=bytes_a_second)
 
 
@@ -100,7 +101,7 @@ def _transcript(text: str) -> str:
     return text
 
 
-def _check_transcript(alignment: Alignment, rate: float, usual: list[float]) -> None:
+def _check_transcript(alignment: Alignment, rate: float, usual: list[float], *, has_own_voices: bool) -> None:
     """Compares transcript and sound, where the model shows what it reads.
 
     A model whose attention shows nothing, such as one with random weights, has no say.
@@ -109,6 +110,7 @@ def _check_transcript(alignment: Alignment, rate: float, usual: list[float]) -> 
         alignment: of the recording.
         rate: bytes a second.
         usual: confidences in the voices that the model came with.
+        has_own_voices: whether the model was taught voices of its own, and may not follow any other.
     """
     if not alignment.trusted:
         return
@@ -116,7 +118,7 @@ def _check_transcript(alignment: Alignment, rate: float, usual: list[float]) -> 
         raise VoiceError(
             f"The transcript and the recording do not go together: the model follows the text with a confidence of "
             f"{alignment.confidence:.2f}, where its own voices have {np.mean(usual):.2f}. It must be what is said, "
-            "word for word."
+            "word for word." + " This model knows its own voices, and follows few others." * has_own_voices
         )
     expected = FRAME_RATE / rate
     missing = [

@@ -14,6 +14,7 @@ from collections.abc import AsyncGenerator, Callable
 from typing import Any
 
 import numpy as np
+from starlette.background import BackgroundTask
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
@@ -57,6 +58,7 @@ class Spoken(Response):
         self._is_dialogue = isinstance(request, DialogueRequest)
         self._is_timed = self._is_dialogue and request.stream_format != "audio"
         self.status_code = 200
+        self.background: BackgroundTask | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         answer, line = _Answer(send), scope["log"]

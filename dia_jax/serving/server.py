@@ -47,6 +47,7 @@ def serve(service: Service, *, host: str, port: int, on_ready: Callable[[str], N
             access_log=False,
             log_config=None,
             server_header=False,
+            proxy_headers=False,
             limit_concurrency=MAX_CONNECTIONS,
             timeout_graceful_shutdown=1,
             h11_max_incomplete_event_size=32_768,

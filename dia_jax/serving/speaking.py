@@ -50,6 +50,10 @@ class SpokenWord:
     speaker: str
     turn: int
 
+    def within(self, begin: float, end: float) -> "SpokenWord":
+        """The same, not before and not after what is heard."""
+        return dataclasses.replace(self, start=min(max(self.start, begin), end), end=min(max(self.end, begin), end))
+
     def as_json(self) -> dict[str, Any]:
         return {
             name: round(value, 3) if isinstance(value, float) else value
@@ -310,7 +314,8 @@ async def heard(
                     sent += len(part)
             if timed and clip.chunk is not None and len(jobs[number].codes):
                 offset = (began - (trim.dropped if trim else 0)) / SAMPLE_RATE
-                yield await asyncio.to_thread(_words, dia, clip, jobs[number].codes, offset, wish.speakers)
+                words = await asyncio.to_thread(_words, dia, clip, jobs[number].codes, offset, wish.speakers)
+                yield [word.within(began / SAMPLE_RATE, sent / SAMPLE_RATE) for word in words]
         if wish.script is not None and wish.script.final_pause:
             yield np.zeros(round(wish.script.final_pause * SAMPLE_RATE), np.float32)
     finally:

@@ -5,13 +5,16 @@
 const SETTINGS = ["temperature", "cfg_scale", "top_p", "cfg_filter_top_k", "speed"];
 const SHORTEST = 5, LONGEST = 15; // seconds of a voice's recording
 const KEPT = 20; // recordings
-const TO_READ =
-  "The morning was bright and cold, and nobody had come down to the river yet. I sat on the old stone wall, " +
-  "listened to the water, and wondered what the day would bring.";
 
 const $ = (id) => document.getElementById(id);
 const clamp = (value, low, high) => Math.min(Math.max(value, low), high);
 const clock = (seconds) => `${Math.floor(seconds / 60)}:${String(Math.floor(seconds % 60)).padStart(2, "0")}`;
+// Where a handler does all that is to be done.
+const on = (id, type, act) =>
+  $(id).addEventListener(type, (event) => {
+    if (type === "submit") event.preventDefault();
+    act(event);
+  });
 const element = (tag, properties, ...children) => {
   const made = Object.assign(document.createElement(tag), properties);
   made.append(...children);
@@ -19,6 +22,13 @@ const element = (tag, properties, ...children) => {
 };
 // A live region is read out whenever its text is set, even to what it was.
 const tell = (node, text) => node.textContent === text || (node.textContent = text);
+
+/** Takes the keyboard to what is to be put right; no other field is marked as wrong then. */
+function pointAt(field) {
+  document.querySelector("[aria-invalid]")?.removeAttribute("aria-invalid");
+  if (field.willValidate) field.ariaInvalid = "true"; // which a button cannot be
+  field.focus();
+}
 
 // --- Asking the server -----------------------------------------------------------------------------------------------
 
@@ -34,9 +44,9 @@ class Problem extends Error {
 
 async function problemOf(response) {
   const { error } = await response.json().catch(() => ({}));
-  const { status } = response, busy = status === 429 || status === 503;
-  const wait = busy ? Math.max(1, Math.ceil(Number(response.headers.get("Retry-After")) || 5)) : 0;
-  return new Problem(error?.message ?? `The server answered ${status}, and not why.`, { param: error?.param, status, wait });
+  const { status } = response, param = error?.param;
+  const wait = status === 429 || status === 503 ? Number(response.headers.get("Retry-After")) || 5 : 0;
+  return new Problem(error?.message ?? `The server answered ${status}, and not why.`, { param, status, wait });
 }
 
 /** @param accepted a status that is an answer too, although it is no success. */
@@ -54,6 +64,13 @@ async function request(path, { accepted, ...options } = {}) {
       throw new Problem("The server asks for an API key.", { status: 401 });
     }
   }
+}
+
+async function askFor(path, options) {
+  const response = await request(path, options);
+  return response.json().catch(() => {
+    throw new Problem("What the server answered cannot be read.");
+  });
 }
 
 let asking = null; // one dialog serves all requests that were refused
@@ -326,10 +343,10 @@ class Transcript {
     this.#turn = 0;
     this.#words = [];
     this.#turns = turnsOf(recording.order.script).map(({ speaker, text }) => ({ speaker, rest: new Text(text) }));
-    const shown = this.#turns.filter(({ rest }) => rest.data);
-    this.box.replaceChildren(
-      ...shown.map(({ speaker, rest }) => element("p", { className: "turn" }, element("b", {}, speaker), " ", rest)),
-    );
+    const shown = this.#turns.filter(({ rest }) => rest.data).map(({ speaker, rest }) => {
+      return element("p", { className: "turn" }, element("b", {}, speaker), " ", element("span", {}, rest));
+    });
+    this.box.replaceChildren(...shown);
     this.box.scrollTop = 0;
     this.add(recording.words);
   }
@@ -413,12 +430,13 @@ class Wave {
     if (canvas.width !== wide || canvas.height !== high) Object.assign(canvas, { width: wide, height: high });
     pen.setTransform(scale, 0, 0, scale, 0, 0);
     pen.clearRect(0, 0, width, height);
-    const { peaks, words, loudest } = recording ?? new Recording();
+    const { peaks, words, loudest } = recording ?? { peaks: [], words: [], loudest: 0 };
     const xOf = (time) => (recording ? (time / Wave.span(recording)) * width : 0), here = xOf(seconds);
     const step = 5, perBar = recording ? (Wave.span(recording) * 100 * step) / width : 1;
     for (let bar = 0; bar * step < width; bar++) {
       const first = Math.floor(bar * perBar), next = Math.max(first + 1, Math.floor((bar + 1) * perBar));
-      const peak = peaks.slice(first, next).reduce((most, one) => Math.max(most, one), 0);
+      let peak = 0;
+      for (let i = first; i < next; i++) peak = Math.max(peak, peaks[i] ?? 0);
       // A root lifts what is quiet, and what is all but silent is not blown up.
       const tall = Math.max(2, (peak / Math.max(loudest, 0.1)) ** 0.8 * (tallest - 8));
       pen.fillStyle = bar * step < here ? heard : first < peaks.length ? unheard : unmade;
@@ -467,12 +485,13 @@ function listen(recording) {
   player.load(recording);
   transcript.show(recording);
   for (const id of ["play", "seek", "download"]) $(id).disabled = false;
+  $("words-help").hidden = false;
   player.play();
 }
 
-$("play").addEventListener("click", () => (player.playing ? player.pause() : player.play()));
-$("seek").addEventListener("input", () => player.seek(Number($("seek").value)));
-$("download").addEventListener("click", () => download(player.recording));
+on("play", "click", () => (player.playing ? player.pause() : player.play()));
+on("seek", "input", () => player.seek(Number($("seek").value)));
+on("download", "click", () => download(player.recording));
 
 // --- Making ----------------------------------------------------------------------------------------------------------
 
@@ -487,8 +506,7 @@ function say(sentence, { bad = false, progress = "" } = {}) {
 function refuse(field, sentence) {
   say(sentence, { bad: true });
   if ($("settings").contains(field)) $("settings").open = true;
-  field.ariaInvalid = "true";
-  field.focus();
+  pointAt(field);
 }
 
 function orderOf() {
@@ -600,24 +618,21 @@ async function receive(response, recording) {
   if (!ended) throw new Problem(`The connection to the server broke${kept}.`);
 }
 
-$("composer").addEventListener("submit", (event) => {
-  event.preventDefault();
-  speak();
-});
-$("composer").addEventListener("keydown", (event) => {
+on("composer", "submit", speak);
+on("composer", "keydown", (event) => {
   if (event.key !== "Enter" || !(event.ctrlKey || event.metaKey)) return;
   event.preventDefault();
   speak();
 });
-$("stop").addEventListener("click", () => {
+on("stop", "click", () => {
   making?.abort();
   player.pause();
 });
-$("new-seed").addEventListener("change", () => ($("seed").disabled = $("new-seed").checked));
+on("new-seed", "change", () => ($("seed").disabled = $("new-seed").checked));
 
 // --- What was made ---------------------------------------------------------------------------------------------------
 
-let made = 0;
+let count = 0;
 
 /** A button that says the same as others do; `about` is the id of what tells them apart. */
 function action(textContent, about, onclick, className = "") {
@@ -627,7 +642,7 @@ function action(textContent, about, onclick, className = "") {
 }
 
 function keep(recording) {
-  const { order, seed, seconds } = recording, id = `recording-${++made}`;
+  const { order, seed, seconds } = recording, id = `recording-${++count}`;
   const leave = () => {
     item.remove();
     $("recordings-title").focus();
@@ -689,8 +704,8 @@ function insert(tag) {
   showCast();
 }
 
-$("composer").addEventListener("click", ({ target }) => target.dataset.insert && insert(target.dataset.insert));
-$("script").addEventListener("input", showCast);
+on("composer", "click", ({ target }) => target.dataset.insert && insert(target.dataset.insert));
+on("script", "input", showCast);
 document.addEventListener("input", ({ target }) => target.removeAttribute("aria-invalid"));
 
 // --- Voices ----------------------------------------------------------------------------------------------------------
@@ -699,7 +714,7 @@ let sample = null; // a voice's recording, as a WAV file
 let recorder = null;
 
 async function loadVoices() {
-  voices = (await (await request("v1/audio/voices")).json()).voices;
+  voices = (await askFor("v1/audio/voices")).voices;
   showCast();
   const named = voices.filter(({ kind }) => kind !== "model").slice(0, 6);
   $("voice-tags").replaceChildren(
@@ -711,8 +726,9 @@ async function loadVoices() {
   );
   $("voices").replaceChildren(
     ...voices.map((voice, i) => {
-      const id = `voice-${i}`, description = element("span", { className: "help" }, voice.description ?? "");
-      const item = element("li", { className: "voice" }, element("p", { id }, element("b", {}, voice.name), " ", description));
+      const id = `voice-${i}`, description = element("span", { className: "help" }, voice.description);
+      const about = element("p", { id }, element("b", {}, voice.name), " ", description);
+      const item = element("li", { className: "voice" }, about);
       if (voice.kind === "uploaded") item.append(action("Delete", id, ({ target }) => remove(voice, target), "quiet"));
       return item;
     }),
@@ -722,13 +738,13 @@ async function loadVoices() {
 function answer(sentence, { bad = false, field = null } = {}) {
   $("voice-status").classList.toggle("bad", bad);
   tell($("voice-status"), sentence);
-  if (field) Object.assign(field, { ariaInvalid: "true" }).focus();
+  if (field) pointAt(field);
 }
 
 /** Tries something of which a problem's sentence is the whole result. */
-async function attempt(action) {
+async function attempt(task) {
   try {
-    await action();
+    await task();
   } catch (problem) {
     if (!(problem instanceof Problem)) throw problem;
     answer(problem.message, { bad: true });
@@ -762,7 +778,7 @@ async function takeSample(blob, what) {
   const sound = await context.decodeAudioData(await blob.arrayBuffer()).catch(() => null);
   if (!sound) return answer(`${what} holds no sound that this browser can read.`, { bad: true });
   const { duration, numberOfChannels } = sound;
-  if (duration < SHORTEST || duration > LONGEST + 0.5) {
+  if (duration < SHORTEST || duration > LONGEST) {
     return answer(`${what} is ${duration.toFixed(1)} s long; ${SHORTEST} to ${LONGEST} s are needed.`, { bad: true });
   }
   const mean = new Float32Array(sound.length);
@@ -793,9 +809,10 @@ async function record() {
   const parts = [], began = performance.now();
   const watch = setInterval(() => {
     const seconds = (performance.now() - began) / 1000;
-    const advice = seconds < SHORTEST ? `go on, to ${SHORTEST} s at least` : `enough; ${LONGEST} s at most`;
+    // A recorder begins and ends a little later than it is told to.
+    const advice = seconds < SHORTEST + 0.5 ? `go on, to ${SHORTEST} s at least` : `enough; ${LONGEST} s at most`;
     tell($("elapsed"), `${seconds.toFixed(1)} s: ${advice}`);
-    if (seconds >= LONGEST) recorder.stop();
+    if (seconds >= LONGEST - 0.3) recorder.stop();
   }, 100);
   recorder = new MediaRecorder(stream);
   recorder.ondataavailable = ({ data }) => parts.push(data);
@@ -829,7 +846,7 @@ function addVoice() {
   body.append("audio_sample", sample, "voice.wav");
   answer("Sending the voice.");
   return attempt(async () => {
-    const voice = await (await request("v1/audio/voices", { method: "POST", body })).json();
+    const voice = await askFor("v1/audio/voices", { method: "POST", body });
     $("voice-form").reset();
     forgetSample();
     await loadVoices();
@@ -837,13 +854,10 @@ function addVoice() {
   });
 }
 
-$("record").addEventListener("click", record);
-$("voice-file").addEventListener("change", ({ target }) => target.files[0] && takeSample(target.files[0], "The file"));
-$("voice-example").addEventListener("click", () => ($("voice-text").value = TO_READ));
-$("voice-form").addEventListener("submit", (event) => {
-  event.preventDefault();
-  addVoice();
-});
+on("record", "click", record);
+on("voice-file", "change", ({ target }) => target.files[0] && takeSample(target.files[0], "The file"));
+on("voice-example", "click", ({ target }) => Object.assign($("voice-text"), { value: target.value, ariaInvalid: null }));
+on("voice-form", "submit", addVoice);
 
 // --- The server's state ----------------------------------------------------------------------------------------------
 
@@ -854,7 +868,7 @@ async function look() {
   if (document.hidden) return;
   const was = server.status;
   try {
-    server = await (await request("ready", { accepted: 503 })).json();
+    server = await askFor("ready", { accepted: 503 });
     if (server.status === "ready" && was !== "ready") await loadVoices();
   } catch (problem) {
     if (!(problem instanceof Problem)) throw problem;
@@ -868,7 +882,7 @@ async function look() {
   tell($("state-load"), ready ? `${busy} of ${slots} places busy, ${waiting}.` : "");
   if (ready) {
     $("key-button").hidden = true;
-    $("voice-form").hidden = !uploads;
+    $("add-voice").hidden = !uploads;
     $("uploads-off").hidden = uploads;
   }
   clearTimeout(nextLook); // there are two looks where the page was hidden and seen again during one
@@ -877,7 +891,7 @@ async function look() {
 }
 
 document.addEventListener("visibilitychange", look);
-$("key-button").addEventListener("click", look);
+on("key-button", "click", look);
 showCast();
 refresh();
 look();
