@@ -137,6 +137,24 @@ def test_the_first_chunk_of_a_stream_takes_two_calls_while_fifteen_run(fresh: Di
         pass
 
 
+def test_owners_take_turns_where_slots_are_short(fresh: Dia, stepping):
+    def ask(owner: object, seed: int) -> Job:
+        wanted = request(fresh, seed=seed, max_tokens=20)
+        return fresh.engine.submit(wanted, sound=False, batch_size=2, owner=owner)
+
+    many, few, began = object(), object(), []
+    jobs = [ask(many, i) for i in range(8)]
+    stepping(fresh)
+    assert [job.has_slot for job in jobs] == [True] * 2 + [False] * 6
+    late = [ask(few, i) for i in (8, 9)]
+    for name, job in enumerate((*jobs, *late)):
+        job.listen(lambda name=name, job=job: job.has_slot and name not in began and began.append(name))
+    while not all(job.done() for job in (*jobs, *late)):
+        stepping(fresh)
+    # Those of the second owner go first, because it has none in a slot; then it is everybody's turn.
+    assert began == [0, 1, 8, 9, 2, 3, 4, 5, 6, 7]
+
+
 def test_a_slot_changes_hands_without_an_idle_call(fresh: Dia, stepping):
     jobs = [submit(fresh, seed=i, max_tokens=60, batch_size=1) for i in range(3)]
     count = 0

@@ -27,7 +27,7 @@ import uvicorn
 
 from dia_jax import Dia
 from dia_jax.audio import pcm16
-from dia_jax.serving import Service, Settings, create_app, gate, server
+from dia_jax.serving import Service, Settings, create_app, gate, server, speaking
 from dia_jax.serving.admission import Desk
 from dia_jax.serving.encoding import FORMATS, Encoder
 from dia_jax.serving.errors import ApiError
@@ -148,6 +148,21 @@ def test_text_without_tags_is_spoken_by_the_voice(running: Running, tiny: Dia):
         else:
             wanted = tiny.generate(f"[{tag}] Good morning.", seed=5)
         np.testing.assert_array_equal(soundfile.read(io.BytesIO(answer.content), dtype="int16")[0], exact(wanted))
+
+
+@pytest.mark.parametrize(
+    ("text", "spoken"),
+    [
+        ("Good [morning](x).", "[S2] Good morning (x)."),
+        ("# News\n**All** is [well].", "[S2] News All is well ."),
+        ("[Anna] Good morning.", "[S2] Good morning."),
+        ("[S2] Good morning. [S1]", "[S2] Good morning. [S1]"),
+    ],
+)
+def test_what_is_no_script_is_read_as_text(tiny: Dia, text: str, spoken: str):
+    voice = Shelf(tiny, Settings()).find("S2", param="")
+    (clip,) = speaking.clips_of(tiny, speaking.wish_of_text(tiny, text, voice, seed=1), slots=1)
+    assert clip.text == spoken
 
 
 def test_events_carry_the_same_sound(running: Running, spoken: np.ndarray):

@@ -14,7 +14,6 @@ from fastapi import FastAPI
 from pydantic import BaseModel, ConfigDict, Field
 from ray import serve
 
-from dia_jax.config import DiaError
 from dia_jax.hub import TINY
 from dia_jax.mesh import local_mesh
 from dia_jax.model import Quantize
@@ -40,8 +39,6 @@ class Args(BaseModel):
         devices_per_clip: accelerators that share each clip; a replica has to ask Ray for as many.
         voices: folder of .voice files on every node; "" for none.
         aliases, slots, queue, queue_seconds, drain_seconds, warmup: of each replica, as in `Settings`.
-        replicas: that there are at least.
-        max_replicas: that there are at most; more than `replicas` are started when these are busy. None for no more.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -59,8 +56,6 @@ class Args(BaseModel):
     queue_seconds: float = Settings.queue_seconds
     drain_seconds: float = Settings.drain_seconds
     warmup: bool = True
-    replicas: int = Field(1, ge=1)
-    max_replicas: int | None = None
 
     @property
     def settings(self) -> Settings:
@@ -93,23 +88,12 @@ class Args(BaseModel):
 def build(args: Args) -> serve.Application:
     """The application, for `import_path: dia_jax.serving.replicas:build`.
 
+    How many replicas there are is an option of the deployment: a change of `args` would start all of them anew.
+
     Raises:
-        DiaError: an argument cannot be used.
+        ServingError: an argument cannot be used.
     """
     args.settings.check()
-    if args.max_replicas is None or args.max_replicas == args.replicas:
-        number = {"num_replicas": args.replicas}
-    elif args.max_replicas > args.replicas:
-        number = {
-            "autoscaling_config": {
-                "min_replicas": args.replicas,
-                "max_replicas": args.max_replicas,
-                # More than there are slots means that somebody waits.
-                "target_ongoing_requests": args.slots,
-            }
-        }
-    else:
-        raise DiaError(f"max_replicas is {args.max_replicas}; it must be at least replicas, {args.replicas}.")
     deployment = serve.deployment(
         serve.ingress(lambda: create_app(Service(args.load, args.settings)))(_Replica),
         name="Dia",
@@ -117,7 +101,6 @@ def build(args: Args) -> serve.Application:
         max_ongoing_requests=args.slots + args.queue + SPARE_REQUESTS,
         # Ray sends no more requests to a replica that is to stop, and waits for those it has.
         graceful_shutdown_timeout_s=args.drain_seconds + STOP_SECONDS,
-        **number,
     )
     return deployment.bind()
 

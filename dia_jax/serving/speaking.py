@@ -125,9 +125,9 @@ class Clip:
 def wish_of_text(dia: Dia, text: str, voice: ShelfVoice, **options: Any) -> Wish:
     """A text and a voice, as OpenAI's clients send them.
 
-    Text without tags is spoken by the voice. A script that begins with [S1] or [S2] and fits into one clip is spoken
-    as it stands; the voice is that of its first tag, unless it is one that the model has for its tags. Anything else
-    is a script for `Dia.speak`.
+    Text that begins with no tag is spoken by the voice; what it has of Markdown is left out. A script that begins with
+    [S1] or [S2] and fits into one clip is spoken as it stands; the voice is that of its first tag, unless it is one
+    that the model has for its tags. Any other script is one for `Dia.speak`.
 
     Raises:
         DiaError: the text cannot be spoken, or not by one voice.
@@ -140,15 +140,17 @@ def wish_of_text(dia: Dia, text: str, voice: ShelfVoice, **options: Any) -> Wish
         if prompt / FRAME_RATE + len(text.encode(errors="replace")) / rate <= dia.config.speech.steady_seconds:
             encode_text(text, max_length=dia.config.encoder.max_length, vocab_size=dia.config.encoder.vocab_size)
             return _wish(None, None if voice.tag else {first[1]: voice.voice}, verbatim=text, **options)
-    script = Script.of(text if tags or text.lstrip().startswith("#") else [(voice.tag or TAGS[0], text)])
-    if voice.tag:
+    is_script = re.match(r"(?:\s*#[^\n]*\n)*\s*\[[^\[\]\n]+\]", text) or tags & set(TAGS)
+    plain = re.sub(r"(?m)^\s*#+\s+|[\[\]]", " ", text)
+    script = Script.of(text if is_script else [(voice.tag or TAGS[0], plain)])
+    if voice.tag and (len(script.speakers) > 1 or script.speakers[0] in TAGS):
         return _wish(script, None, **options)
     if len(script.speakers) > 1:
         raise DiaError(
             f"The script has {len(script.speakers)} speakers, and {short(voice.name)} is one voice; use "
             "/v1/audio/dialogue with a cast, or one of the model's own voices."
         )
-    return _wish(script, {script.speakers[0]: voice.voice}, **options)
+    return wish_of_script(script, {script.speakers[0]: voice}, **options)
 
 
 def wish_of_script(script: ScriptLike, cast: Mapping[str, ShelfVoice], **options: Any) -> Wish:

@@ -551,13 +551,10 @@ async function speak() {
 async function take(recording, signal) {
   $("stop").textContent = "Cancel";
   say("Asking the server.");
-  const order = { ...recording.order, response_format: "pcm_44100", stream_format: "sse" };
+  const body = JSON.stringify({ ...recording.order, response_format: "pcm_44100", stream_format: "sse" });
   const headers = { "Content-Type": "application/json" };
   try {
-    await receive(
-      await request("v1/audio/dialogue", { method: "POST", headers, body: JSON.stringify(order), signal }),
-      recording,
-    );
+    await receive(request("v1/audio/dialogue", { method: "POST", headers, body, signal }), recording);
     return true;
   } catch (problem) {
     if (!problem.wait) throw problem;
@@ -570,8 +567,9 @@ async function take(recording, signal) {
   }
 }
 
-async function receive(response, recording) {
-  let began = 0, ended = false;
+async function receive(asked, recording) {
+  let began = performance.now(), ended = false; // a server may say that it began only with the first sound
+  const response = await asked;
   const took = () => (performance.now() - began) / 1000, pace = () => (recording.seconds / took()).toFixed(1);
   const heard = () => player.recording === recording;
   const report = setInterval(() => {
@@ -582,9 +580,11 @@ async function receive(response, recording) {
     });
   }, 250);
   const handlers = {
-    "dialogue.queued": ({ ahead }) => say(ahead ? `Waiting in the queue, with ${ahead} ahead.` : "Next in the queue."),
-    "dialogue.started": ({ seed, sample_rate: rate }) => {
+    "dialogue.queued": ({ ahead }) => {
       began = performance.now();
+      say(ahead ? `Waiting in the queue, with ${ahead} ahead.` : "Next in the queue.");
+    },
+    "dialogue.started": ({ seed, sample_rate: rate }) => {
       Object.assign(recording, { seed, rate });
       if ($("new-seed").checked) $("seed").value = seed;
       $("stop").textContent = "Stop";
@@ -856,7 +856,7 @@ function addVoice() {
 
 on("record", "click", record);
 on("voice-file", "change", ({ target }) => target.files[0] && takeSample(target.files[0], "The file"));
-on("voice-example", "click", ({ target }) => Object.assign($("voice-text"), { value: target.value, ariaInvalid: null }));
+on("voice-example", "click", ({ target: { value } }) => Object.assign($("voice-text"), { value, ariaInvalid: null }));
 on("voice-form", "submit", addVoice);
 
 // --- The server's state ----------------------------------------------------------------------------------------------
@@ -867,27 +867,31 @@ let nextLook = 0;
 async function look() {
   if (document.hidden) return;
   const was = server.status;
+  let keyless = false;
   try {
-    server = await askFor("ready", { accepted: 503 });
+    showState(await askFor("ready", { accepted: 503 }));
     if (server.status === "ready" && was !== "ready") await loadVoices();
   } catch (problem) {
     if (!(problem instanceof Problem)) throw problem;
-    server = { status: "away", message: problem.message };
-    $("key-button").hidden = problem.status !== 401;
+    showState({ status: "away", message: problem.message });
+    keyless = problem.status === 401;
   }
-  const { status, message, model, slots, busy, queued, uploads } = server, ready = status === "ready";
+  $("key-button").hidden = !keyless;
+  clearTimeout(nextLook); // there are two looks where the page was hidden and seen again during one
+  // Where no key was given, asking anew is the person's to do.
+  nextLook = keyless ? 0 : setTimeout(look, server.status === "ready" ? 5000 : 2000);
+}
+
+function showState(state) {
+  server = state;
+  const { status, message, model, slots, busy, queued, uploads } = state, ready = status === "ready";
+  const waiting = queued ? `${queued} ${queued === 1 ? "waits" : "wait"}` : "nobody waits";
   $("state").dataset.state = status;
   tell($("state-name"), ready ? `Ready: ${model},` : message);
-  const waiting = queued ? `${queued} ${queued === 1 ? "waits" : "wait"}` : "nobody waits";
   tell($("state-load"), ready ? `${busy} of ${slots} places busy, ${waiting}.` : "");
-  if (ready) {
-    $("key-button").hidden = true;
-    $("add-voice").hidden = !uploads;
-    $("uploads-off").hidden = uploads;
-  }
-  clearTimeout(nextLook); // there are two looks where the page was hidden and seen again during one
-  // Where a key is asked for and not given, asking anew is the person's to do.
-  nextLook = $("key-button").hidden ? setTimeout(look, ready ? 5000 : 2000) : 0;
+  if (!ready) return;
+  $("add-voice").hidden = !uploads;
+  $("uploads-off").hidden = uploads;
 }
 
 document.addEventListener("visibilitychange", look);
