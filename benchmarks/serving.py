@@ -16,6 +16,7 @@ import base64
 import contextlib
 import io
 import json
+import os
 import random
 import re
 import signal
@@ -29,6 +30,9 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+# The servers' own place, so that neither they nor this process compile what is there already.
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path.home() / ".cache" / "dia_jax" / "compiled"))
 
 import av
 import httpx

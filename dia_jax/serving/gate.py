@@ -21,7 +21,7 @@ BODY_SECONDS = 30.0
 """In which a body has to arrive."""
 SEND_SECONDS = 60.0
 """For which a client may not read what is sent to it."""
-OPEN_PATHS = ("/", "/page.js", "/page.css", "/health", "/ready", "/docs", "/openapi.json")
+OPEN_PATHS = ("/", "/page.js", "/page.css", "/health", "/ready", "/openapi.json")
 """What needs no key: it tells nothing that is secret, and the page has to be there to ask for the key."""
 HEADERS = (
     (b"x-content-type-options", b"nosniff"),
