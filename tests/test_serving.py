@@ -323,7 +323,8 @@ def test_a_long_dialogue_streams_its_words_in_order(running: Running):
     [
         ({}, "Give either turns or a script."),
         ({"script": "[A] Hi.", "turns": [{"text": "Hi."}]}, "Give either turns or a script."),
-        ({"script": "[A] Hi. [B] Ho.", "cast": {"A": "S1"}}, "The cast has no voice for 'B'"),
+        ({"script": "[A] Hi. [B] Ho.", "cast": {"A": "anna"}}, "The cast has no voice for 'B'"),
+        ({"script": "[A] Hi. [B] Ho. [C] Ha.", "cast": {"A": "S1"}}, "The cast has no voice for "),
         ({"script": "[A] Hi.", "cast": {"A": "S1", "C": "S1"}}, "a voice for 'C', who does not speak"),
         ({"script": "[A] Hi.", "cast": {"A": "/etc/passwd"}}, "There is no voice '/etc/passwd'"),
         ({"script": "[A] Hi. [B] Ho. [C] Ha."}, "third speaker"),

@@ -95,14 +95,13 @@ def build(args: Args) -> serve.Application:
     """
     args.settings.check()
     deployment = serve.deployment(
-        serve.ingress(lambda: create_app(Service(args.load, args.settings)))(_Replica),
         name="Dia",
-        # The replica itself refuses with 429 and Retry-After. Ray would let requests wait, without an end.
+        # The replica itself refuses, with 429 and Retry-After. Ray would let requests wait without an end.
         max_ongoing_requests=args.slots + args.queue + SPARE_REQUESTS,
-        # Ray sends no more requests to a replica that is to stop, and waits for those it has.
+        # Ray sends no more requests to a replica that is to stop, and waits for those that it has.
         graceful_shutdown_timeout_s=args.drain_seconds + STOP_SECONDS,
     )
-    return deployment.bind()
+    return deployment(serve.ingress(lambda: create_app(Service(args.load, args.settings)))(_Replica)).bind()
 
 
 class _Replica:
@@ -117,7 +116,8 @@ class _Replica:
     def __init__(self) -> None:
         logger = logging.getLogger("dia_jax.serving")
         # Ray keeps standard error, and has a handler of its own that would print each line again.
-        logger.handlers, logger.propagate = [logging.StreamHandler()], False
+        logger.addHandler(logging.StreamHandler())
+        logger.propagate = False
         logger.setLevel(logging.INFO)
 
     async def check_health(self) -> None:

@@ -156,7 +156,8 @@ def wish_of_text(dia: Dia, text: str, voice: ShelfVoice, **options: Any) -> Wish
 def wish_of_script(script: ScriptLike, cast: Mapping[str, ShelfVoice], **options: Any) -> Wish:
     """A script and its cast.
 
-    Where all voices are the model's own, the speakers become its tags; otherwise all voices are given as prompts.
+    Where all voices are the model's own, the speakers become its tags, and one who is not in the cast gets the voice
+    that is left; otherwise all voices are given as prompts.
 
     Raises:
         DiaError: script and cast cannot be used, or do not go together.
@@ -168,10 +169,16 @@ def wish_of_script(script: ScriptLike, cast: Mapping[str, ShelfVoice], **options
         raise DiaError(f"The cast has a voice for {short(unknown[0])}, who does not speak in the script.")
     if not cast:
         return _wish(script, None, **options)
-    if missing := [name for name in script.speakers if name not in cast]:
+    tags = {name: voice.tag for name, voice in cast.items()}
+    missing = [name for name in script.speakers if name not in cast]
+    if all(tags.values()):
+        for name in missing:
+            free = [tag for tag in TAGS if tag not in tags.values()]
+            tags[name] = name if name in TAGS else "".join(free[:1])
+    if missing and not all(tags.get(name) for name in missing):
         raise DiaError(f"The cast has no voice for {short(missing[0])}; give each speaker one, or leave the cast out.")
-    if all(voice.tag for voice in cast.values()):
-        turns = tuple(dataclasses.replace(turn, speaker=cast[turn.speaker].tag) for turn in script.turns)
+    if all(tags.values()):
+        turns = tuple(dataclasses.replace(turn, speaker=tags[turn.speaker]) for turn in script.turns)
         speakers = tuple(turn.speaker for turn in script.turns)
         return _wish(dataclasses.replace(script, turns=turns), None, speakers=speakers, **options)
     if bare := [name for name, voice in cast.items() if voice.voice is None]:
