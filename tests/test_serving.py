@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import logging
+import os
 import random
 import signal
 import socket
@@ -554,6 +555,31 @@ def test_sigterm_lets_what_runs_be_finished(tiny: Dia):
     assert spoken[1]["seed"] == 3
     assert "Hello" not in errors
     assert "Traceback" not in errors
+
+
+def test_a_server_can_be_stopped_while_it_compiles(tmp_path: Path):
+    port = _free_port()
+    command = [sys.executable, "-m", "dia_jax", "serve", "--port", str(port), "--quiet"]
+    environment = {**os.environ, "JAX_COMPILATION_CACHE_DIR": str(tmp_path)}
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
+    assert process.stderr is not None
+    while "Compiling" not in process.stderr.readline():
+        assert process.poll() is None
+    ready = httpx.get(f"http://127.0.0.1:{port}/ready")
+    assert (ready.status_code, ready.json()["status"]) == (503, "loading")
+    assert httpx.get(f"http://127.0.0.1:{port}/health").status_code == 200
+    refused = httpx.post(f"http://127.0.0.1:{port}/v1/audio/speech", json={"input": "Hello."})
+    assert (refused.status_code, refused.headers["retry-after"]) == (503, "5")
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=10) == 0
+
+
+def test_a_model_that_cannot_be_loaded_ends_the_server(tmp_path: Path):
+    command = [sys.executable, "-m", "dia_jax", "serve", "--port", "0", "--model", str(tmp_path)]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert ended.returncode == 2
+    assert ended.stderr.splitlines()[-1].startswith("dia-jax: ")
+    assert "Traceback" not in ended.stderr
 
 
 def _free_port() -> int:

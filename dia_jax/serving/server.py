@@ -6,8 +6,10 @@ that first refuses new requests and then waits.
 
 import asyncio
 import contextlib
+import os
 import signal
 import socket
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -58,6 +60,9 @@ def serve(service: Service, *, host: str, port: int, on_ready: Callable[[str], N
         asyncio.run(_run(server, service, listener, lambda: on_ready(address)))
     if service.failure is not None:
         raise service.failure
+    if service.is_opening:  # stopped while it compiles, which nothing can interrupt
+        sys.stderr.flush()
+        os._exit(0)
 
 
 async def _run(server: "_Server", service: Service, listener: socket.socket, on_ready: Callable[[], None]) -> None:

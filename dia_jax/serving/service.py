@@ -7,6 +7,7 @@ import asyncio
 import concurrent.futures
 import contextlib
 import ctypes
+import threading
 import time
 from collections.abc import Callable
 
@@ -47,6 +48,7 @@ class Service:
         self._load = load
         self._dia: Dia | None = None
         self._shelf: Shelf | None = None
+        self._opening: threading.Thread | None = None
         self._began = time.monotonic()
         self._doing = "Loading the model"
 
@@ -62,14 +64,28 @@ class Service:
 
     async def open(self) -> None:
         """Loads and warms up the model; then requests are admitted. What goes wrong is kept as `failure`."""
-        try:
-            await asyncio.to_thread(self._open)
-        except Exception as error:
-            self.failure = error
-            self._doing = f"Failed ({one_line(error)})"
-            return
-        if self.desk.state == "loading":
+        loop, done = asyncio.get_running_loop(), asyncio.Event()
+
+        def work() -> None:
+            try:
+                self._open()
+            except Exception as error:
+                self.failure = error
+                self._doing = f"Failed ({one_line(error)})"
+            with contextlib.suppress(RuntimeError):  # the loop was closed meanwhile
+                loop.call_soon_threadsafe(done.set)
+
+        # A daemon: a compilation cannot be interrupted, and whoever stops the server would have to wait for it.
+        self._opening = threading.Thread(target=work, name="dia_jax load", daemon=True)
+        self._opening.start()
+        await done.wait()
+        if self.failure is None and self.desk.state == "loading":
             self.desk.state = "ready"
+
+    @property
+    def is_opening(self) -> bool:
+        """Whether a thread still loads or compiles."""
+        return self._opening is not None and self._opening.is_alive()
 
     def _open(self) -> None:
         dia = self._load()
