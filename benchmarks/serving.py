@@ -33,6 +33,7 @@ from typing import Any
 
 # The servers' own place, so that neither they nor this process compile what is there already.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path.home() / ".cache" / "dia_jax" / "compiled"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.05")
 
 import av
 import httpx

@@ -561,17 +561,17 @@ def test_a_server_can_be_stopped_while_it_compiles(tmp_path: Path):
     port = _free_port()
     command = [sys.executable, "-m", "dia_jax", "serve", "--port", str(port), "--quiet"]
     environment = {**os.environ, "JAX_COMPILATION_CACHE_DIR": str(tmp_path)}
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
-    assert process.stderr is not None
-    while "Compiling" not in process.stderr.readline():
-        assert process.poll() is None
-    ready = httpx.get(f"http://127.0.0.1:{port}/ready")
-    assert (ready.status_code, ready.json()["status"]) == (503, "loading")
-    assert httpx.get(f"http://127.0.0.1:{port}/health").status_code == 200
-    refused = httpx.post(f"http://127.0.0.1:{port}/v1/audio/speech", json={"input": "Hello."})
-    assert (refused.status_code, refused.headers["retry-after"]) == (503, "5")
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=10) == 0
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as process:
+        assert process.stderr is not None
+        while "Compiling" not in process.stderr.readline():
+            assert process.poll() is None
+        ready = httpx.get(f"http://127.0.0.1:{port}/ready")
+        assert (ready.status_code, ready.json()["status"]) == (503, "loading")
+        assert httpx.get(f"http://127.0.0.1:{port}/health").status_code == 200
+        refused = httpx.post(f"http://127.0.0.1:{port}/v1/audio/speech", json={"input": "Hello."})
+        assert (refused.status_code, refused.headers["retry-after"]) == (503, "5")
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=10) == 0
 
 
 def test_a_model_that_cannot_be_loaded_ends_the_server(tmp_path: Path):

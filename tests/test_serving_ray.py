@@ -78,8 +78,11 @@ class Cluster:
 
     def wait(self) -> None:
         """Waits until both replicas take requests."""
-        wait_for(lambda: len(self.replicas) == 2 or self._process.poll() is not None, 180)
-        assert self._process.poll() is None, self._log.read_text()
+        end = time.monotonic() + 180
+        while len(self.replicas) < 2:
+            if self._process.poll() is not None or time.monotonic() > end:
+                pytest.fail(self._log.read_text()[-5000:])
+            time.sleep(0.5)
 
     @property
     def replicas(self) -> set[int]:

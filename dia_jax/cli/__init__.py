@@ -125,3 +125,5 @@ def _keep_compiled_programs() -> None:
         home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
         cache = Path(home) / "dia_jax" / "compiled"
         jax.config.update("jax_compilation_cache_dir", str(cache))
+        # JAX keeps what took a second; a server needs hundreds of programs that each take less.
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.05)

@@ -4,9 +4,7 @@ Knows options and what is printed; `serving` does the work.
 """
 
 import dataclasses
-import logging
 import os
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +13,6 @@ from dia_jax.config import DiaError, Variant
 from dia_jax.files import read_text_file
 from dia_jax.hub import TINY
 from dia_jax.model import Quantize
-
-KEYS = "DIA_JAX_API_KEYS"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,6 +90,7 @@ class Serve:
 
     def _serve(self, on_ready: Any) -> None:
         try:
+            from dia_jax.serving.gate import log_to_stderr
             from dia_jax.serving.server import serve
             from dia_jax.serving.service import Service
             from dia_jax.serving.settings import Settings
@@ -118,7 +115,7 @@ class Serve:
                 )
             },
         )  # fmt: skip
-        _log_lines()
+        log_to_stderr()
 
         def load() -> Any:
             dia = load_model(self, mesh=local_mesh(self.devices_per_clip))
@@ -150,11 +147,12 @@ class Serve:
         return aliases
 
     def _keys(self) -> tuple[str, ...]:
-        text = os.environ.get(KEYS, "").replace(",", "\n")
-        if self.api_keys is not None:
-            text = read_text_file(self.api_keys, limit=1_000_000)
-        keys = tuple(key.strip() for key in text.splitlines() if key.strip())
-        if self.api_keys is not None and not keys:
+        from dia_jax.serving.settings import KEYS, read_keys
+
+        if self.api_keys is None:
+            return read_keys(os.environ.get(KEYS, ""))
+        keys = read_keys(read_text_file(self.api_keys, limit=1_000_000))
+        if not keys:
             raise DiaError(f"{self.api_keys} holds no key; write one in each line.")
         return keys
 
@@ -184,13 +182,3 @@ class Ui(Serve):
                 say("No browser could be opened; open the page yourself.", error=True)
 
         self._serve(on_ready)
-
-
-def _log_lines() -> None:
-    """One line of JSON for each request on standard error, and what goes wrong in the server's library."""
-    handler: logging.Handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(message)s"))
-    for name, level in (("dia_jax.serving", logging.INFO), ("uvicorn.error", logging.WARNING)):
-        logger = logging.getLogger(name)
-        logger.handlers, logger.propagate = [handler], False
-        logger.setLevel(level)

@@ -69,7 +69,8 @@ class Spoken(Response):
             if not work.done():
                 raise ClientLeft
             await work
-        except ClientLeft:
+        except (ClientLeft, asyncio.CancelledError):  # Ray cancels where others tell that the client left
+            line["outcome"] = "client left"
             self._service.metrics.cancelled.inc()
             raise
         except ApiError as error:

@@ -8,6 +8,8 @@ import asyncio
 import hmac
 import json
 import logging
+import re
+import sys
 import time
 import uuid
 from typing import Any
@@ -28,7 +30,19 @@ HEADERS = (
     (b"referrer-policy", b"no-referrer"),
 )
 
+QUIET_PATHS = ("/health", "/ready", "/metrics")
+"""What machines ask for every few seconds; logged as details."""
+
 log = logging.getLogger("dia_jax.serving")
+
+
+def log_to_stderr() -> None:
+    """One line of JSON for each request on standard error, and what goes wrong in uvicorn."""
+    handler: logging.Handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    for logger, level in ((log, logging.INFO), (logging.getLogger("uvicorn.error"), logging.WARNING)):
+        logger.handlers, logger.propagate = [handler], False
+        logger.setLevel(level)
 
 
 class Gate:
@@ -47,7 +61,9 @@ class Gate:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        began, status, identity = time.perf_counter(), 0, uuid.uuid4().hex[:16]
+        began, status = time.perf_counter(), 0
+        given = dict(scope["headers"]).get(b"x-request-id", b"").decode("latin-1")
+        identity = given if re.fullmatch(r"[\w\-]{1,64}", given, re.ASCII) else uuid.uuid4().hex[:16]
         scope["log"] = line = {"id": identity}
         is_over = False
 
@@ -81,7 +97,7 @@ class Gate:
                 "seconds": round(time.perf_counter() - began, 3),
                 "outcome": line.get("outcome", "done" if is_over else "broken off"),
             }
-            log.info(json.dumps(line))
+            log.log(logging.DEBUG if route in QUIET_PATHS else logging.INFO, json.dumps(line))
 
     def _check(self, scope: Scope) -> None:
         """Raises ApiError for a request that may not come in."""

@@ -4,31 +4,27 @@ Knows Ray and its options. Knows no routes and no limits: who may come in is dec
 which replica is asked, when a dead one is replaced and how many there are by Ray.
 """
 
-import asyncio
-import logging
 import os
 from pathlib import Path
 from typing import Literal
 
 from fastapi import FastAPI
 from pydantic import BaseModel, ConfigDict, Field
-from ray import serve
+from ray import serve  # pyrefly: ignore[missing-import]
 
 from dia_jax.hub import TINY
 from dia_jax.mesh import local_mesh
 from dia_jax.model import Quantize
 from dia_jax.pipeline import Dia
 from dia_jax.serving.app import create_app
+from dia_jax.serving.gate import log_to_stderr
 from dia_jax.serving.service import Service
-from dia_jax.serving.settings import Settings
+from dia_jax.serving.settings import KEYS, Settings, read_keys
 
-KEYS = "DIA_JAX_API_KEYS"
 SPARE_REQUESTS = 200
 """That a replica takes beyond its slots and its queue: those it refuses, and /health, /metrics and the page."""
 STOP_SECONDS = 10.0
 """That a replica has to end in, after what runs on it."""
-TICK = 0.1
-"""Seconds between two looks at whether the model is loaded."""
 
 
 class Args(BaseModel):
@@ -69,7 +65,7 @@ class Args(BaseModel):
             voices=self.voices,
             aliases=self.aliases,
             # Of the replica's environment: what is in the YAML file is shown on Ray's dashboard.
-            api_keys=tuple(key.strip() for key in os.environ.get(KEYS, "").split(",") if key.strip()),
+            api_keys=read_keys(os.environ.get(KEYS, "")),
             warmup=self.warmup,
         )
 
@@ -114,11 +110,7 @@ class _Replica:
     app: FastAPI
 
     def __init__(self) -> None:
-        logger = logging.getLogger("dia_jax.serving")
-        # Ray keeps standard error, and has a handler of its own that would print each line again.
-        logger.addHandler(logging.StreamHandler())
-        logger.propagate = False
-        logger.setLevel(logging.INFO)
+        log_to_stderr()  # which Ray keeps
 
     async def check_health(self) -> None:
         """Raises what the model could not be loaded for.
@@ -126,7 +118,6 @@ class _Replica:
         Ray sends requests to a replica after its first check, which therefore waits until the model is loaded.
         """
         service: Service = self.app.state.service
-        while service.failure is None and service.desk.state == "loading":
-            await asyncio.sleep(TICK)
+        await service.opened.wait()
         if service.failure is not None:
             raise service.failure

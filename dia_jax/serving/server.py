@@ -69,11 +69,12 @@ async def _run(server: "_Server", service: Service, listener: socket.socket, on_
     running = asyncio.create_task(server.serve([listener]))
     is_told = False
     while not running.done():
-        if service.failure is not None:
-            server.should_exit = True
-        if service.desk.state == "ready" and not is_told:
+        if service.opened.is_set() and not is_told:
             is_told = True
-            on_ready()
+            if service.failure is None:
+                on_ready()
+            else:
+                server.should_exit = True
         if server.signals and service.desk.state != "draining":
             # While it drains, requests are still answered: with 503.
             draining = asyncio.create_task(service.drain())

@@ -21,8 +21,8 @@ from dia_jax.serving.voices import Shelf
 
 WARM_TEXTS = ("[S1] Hello.", "[S1] " + "Hello. " * 20)
 """Scripts of the two sizes that most requests have."""
-WARM_SECONDS = 12.0
-"""Of the clips for which everything is compiled ahead, at most; the longest clips are rare."""
+WARM_FRAMES = 1000
+"""Of the longest clips for which everything is compiled ahead: 11.6 s, all that a cache of 1024 positions holds."""
 
 
 class Service:
@@ -34,7 +34,8 @@ class Service:
 
     Attributes:
         desk, metrics: of this server.
-        failure: why the model could not be loaded; None as long as nothing went wrong.
+        opened: set when the model is loaded, or cannot be.
+        failure: why it could not be loaded; None as long as nothing went wrong.
         threads: for long scripts, which are made by a thread each.
     """
 
@@ -44,6 +45,7 @@ class Service:
         self.desk = Desk(settings)
         self.metrics = Metrics(settings, self.desk)
         self.threads = concurrent.futures.ThreadPoolExecutor(settings.slots, thread_name_prefix="dia_jax speak")
+        self.opened = asyncio.Event()
         self.failure: Exception | None = None
         self._load = load
         self._dia: Dia | None = None
@@ -64,7 +66,7 @@ class Service:
 
     async def open(self) -> None:
         """Loads and warms up the model; then requests are admitted. What goes wrong is kept as `failure`."""
-        loop, done = asyncio.get_running_loop(), asyncio.Event()
+        loop, loaded = asyncio.get_running_loop(), asyncio.Event()
 
         def work() -> None:
             try:
@@ -73,14 +75,15 @@ class Service:
                 self.failure = error
                 self._doing = f"Failed ({one_line(error)})"
             with contextlib.suppress(RuntimeError):  # the loop was closed meanwhile
-                loop.call_soon_threadsafe(done.set)
+                loop.call_soon_threadsafe(loaded.set)
 
         # A daemon: a compilation cannot be interrupted, and whoever stops the server would have to wait for it.
         self._opening = threading.Thread(target=work, name="dia_jax load", daemon=True)
         self._opening.start()
-        await done.wait()
+        await loaded.wait()
         if self.failure is None and self.desk.state == "loading":
             self.desk.state = "ready"
+        self.opened.set()
 
     @property
     def is_opening(self) -> bool:
@@ -93,7 +96,7 @@ class Service:
         if self.settings.warmup:
             for text in WARM_TEXTS:
                 self._doing = f"Compiling for {self.settings.slots} clips, which is kept for the next start"
-                frames = min(round(WARM_SECONDS * 86), dia.config.frame_budget)
+                frames = min(WARM_FRAMES, dia.config.frame_budget)
                 dia.warmup(text, batch_size=self.settings.slots, max_tokens=frames)
             dia.align("[S1] Hello.", dia.generate_codes("[S1] Hello.", max_tokens=16, seed=0))
             _return_memory()

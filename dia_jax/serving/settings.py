@@ -9,6 +9,15 @@ class ServingError(DiaError):
     """A setting of the server that cannot be used; the message says which."""
 
 
+KEYS = "DIA_JAX_API_KEYS"
+"""The variable of the environment that may hold API keys, with commas between."""
+
+
+def read_keys(text: str) -> tuple[str, ...]:
+    """API keys, one in each line or with commas between."""
+    return tuple(key.strip() for key in text.replace(",", "\n").splitlines() if key.strip())
+
+
 @dataclasses.dataclass(frozen=True)
 class Settings:
     """Limits and permissions of a server.
