@@ -117,15 +117,16 @@ class Engine:
             self._held[loop] = live
             self._waiting = [job for job in self._waiting if not job.done()]
             known = [*itertools.chain(*self._held.values()), *self._waiting]
-            counts: collections.Counter[object] = collections.Counter()
-            ranks: dict[Job, tuple[bool, int]] = {}
-            for job in known:
-                ranks[job] = not job.is_stream, counts[job.owner]
-                counts[job.owner] += 1
-            self._waiting.sort(key=lambda job: ranks[job])
             capacity = max((job.batch_size for job in known), default=0)
             share = -(-len(known) // len(self.loops))
             count = max(min(capacity, share) - len(live), 0)
+            if count:
+                counts: collections.Counter[object] = collections.Counter()
+                ranks: dict[Job, tuple[bool, int]] = {}
+                for job in known:
+                    ranks[job] = not job.is_stream, counts[job.owner]
+                    counts[job.owner] += 1
+                self._waiting.sort(key=lambda job: ranks[job])
             taken, self._waiting = self._waiting[:count], self._waiting[count:]
             self._held[loop] = [*live, *taken]
             return taken, capacity

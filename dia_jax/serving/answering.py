@@ -25,13 +25,13 @@ from dia_jax.serving.encoding import FORMATS, Encoder
 from dia_jax.serving.errors import ApiError, of_request
 from dia_jax.serving.gate import ClientLeft
 from dia_jax.serving.metrics import Listener
-from dia_jax.serving.schema import DialogueRequest, SpeechRequest
+from dia_jax.serving.schema import DialogueRequest, SpeechRequest, Word
 from dia_jax.serving.service import Service
 
 QUEUE_NEWS = 1.0
 """Seconds after which a dialogue that waits is told again how many are ahead of it."""
 
-Item = np.ndarray | list[speaking.SpokenWord]
+Item = np.ndarray | list[Word]
 """Samples, or the words of a clip whose samples are all there."""
 
 
@@ -150,7 +150,7 @@ class Spoken(Response):
 
     async def _whole(
         self, ticket: Ticket, wish: speaking.Wish, clips: list[speaking.Clip]
-    ) -> tuple[np.ndarray, list[speaking.SpokenWord]]:
+    ) -> tuple[np.ndarray, list[Word]]:
         service = self._service
         return await speaking.whole(
             service.dia,
@@ -188,7 +188,7 @@ class Spoken(Response):
                 "sample_rate": self._format.rate,
                 "seconds": len(samples) / speaking.SAMPLE_RATE,
                 "seed": wish.seed,
-                "words": [word.as_json() for word in words],
+                "words": [word.model_dump() for word in words],
             }
             data = json.dumps(timed).encode()
         answer.headers["content-length"] = str(len(data))
@@ -226,7 +226,7 @@ class Spoken(Response):
                         await say(encoder.encode(item))
                         listener.hear(len(item), time.perf_counter())
                     elif self._is_dialogue:
-                        await answer.event({"type": "dialogue.words", "words": [word.as_json() for word in item]})
+                        await answer.event({"type": "dialogue.words", "words": [word.model_dump() for word in item]})
                     item = await anext(items, None)
                 await say(encoder.finish())
             finally:

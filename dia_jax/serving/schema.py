@@ -2,12 +2,13 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, PlainSerializer
 
 from dia_jax.serving.encoding import FormatName
 
 Seed = Annotated[int | None, Field(ge=0, lt=2**32, strict=True, description="Makes the result repeatable.")]
 Text = Annotated[str, Field(min_length=1)]
+Rounded = Annotated[float, PlainSerializer(lambda value: round(value, 3))]
 
 
 class _Request(BaseModel):
@@ -160,13 +161,13 @@ class Models(BaseModel):
     models: list[Model]
 
 
-class WordOut(BaseModel):
-    """A word and when it is said, in seconds."""
+class Word(BaseModel):
+    """A word of a script and when it is said, in seconds of the recording."""
 
     text: str
-    start: float
-    end: float
-    confidence: float
+    start: Rounded
+    end: Rounded
+    confidence: Rounded
     speaker: str
     turn: int
 
@@ -179,7 +180,7 @@ class Timed(BaseModel):
     sample_rate: int
     seconds: float
     seed: int
-    words: list[WordOut]
+    words: list[Word]
 
 
 class Status(BaseModel):

@@ -28,6 +28,7 @@ from dia_jax.longform.speak import RATE, Direction, first_takes, speak
 from dia_jax.longform.speech import Speech
 from dia_jax.pipeline import FIRST_FRAMES, SAMPLE_RATE, Dia
 from dia_jax.serving.admission import Ticket
+from dia_jax.serving.schema import Word
 from dia_jax.serving.voices import ShelfVoice
 from dia_jax.text import encode_text
 from dia_jax.voice import TAGS, Voice, voice_prompt
@@ -37,28 +38,6 @@ AHEAD = 2
 QUIET = -50.0
 """What is taken for silence between the chunks of a stream, in dBFS."""
 GAPS = Gaps()
-
-
-@dataclasses.dataclass(frozen=True)
-class SpokenWord:
-    """A word of a script and when it is said, in seconds of the recording."""
-
-    text: str
-    start: float
-    end: float
-    confidence: float
-    speaker: str
-    turn: int
-
-    def within(self, begin: float, end: float) -> "SpokenWord":
-        """The same, not before and not after what is heard."""
-        return dataclasses.replace(self, start=min(max(self.start, begin), end), end=min(max(self.end, begin), end))
-
-    def as_json(self) -> dict[str, Any]:
-        return {
-            name: round(value, 3) if isinstance(value, float) else value
-            for name, value in dataclasses.asdict(self).items()
-        }
 
 
 @dataclasses.dataclass(frozen=True)
@@ -283,7 +262,7 @@ async def heard(
     *,
     slots: int,
     timed: bool,
-) -> AsyncGenerator[np.ndarray | list[SpokenWord]]:
+) -> AsyncGenerator[np.ndarray | list[Word]]:
     """Yields the samples of clips as they are made, and after each clip's samples its words, if they are wanted.
 
     A single clip is what `Dia.generate` gives. Between several ones, silence is cut to the planned gaps.
@@ -324,7 +303,7 @@ async def heard(
             if timed and clip.chunk is not None and len(jobs[number].codes):
                 offset = (began - (trim.dropped if trim else 0)) / SAMPLE_RATE
                 words = await asyncio.to_thread(_words, dia, clip, jobs[number].codes, offset, wish.speakers)
-                yield [word.within(began / SAMPLE_RATE, sent / SAMPLE_RATE) for word in words]
+                yield [_within(word, began / SAMPLE_RATE, sent / SAMPLE_RATE) for word in words]
         if wish.script is not None and wish.script.final_pause:
             yield np.zeros(round(wish.script.final_pause * SAMPLE_RATE), np.float32)
     finally:
@@ -361,7 +340,7 @@ class _Trim:
         return samples[first:last]
 
 
-def _words(dia: Dia, clip: Clip, codes: np.ndarray, offset: float, speakers: Sequence[str]) -> list[SpokenWord]:
+def _words(dia: Dia, clip: Clip, codes: np.ndarray, offset: float, speakers: Sequence[str]) -> list[Word]:
     """When the words of a finished clip are said, by the model's own attention."""
     assert clip.chunk is not None
     heard = np.concatenate([clip.prompt, codes]) if len(clip.prompt) else codes
@@ -371,9 +350,22 @@ def _words(dia: Dia, clip: Clip, codes: np.ndarray, offset: float, speakers: Seq
         start = max(placed.timing.start / FRAME_RATE, before)
         end = max(placed.timing.end / FRAME_RATE, start)
         before = start
-        confidence = placed.timing.confidence
-        found.append(SpokenWord(placed.word.text, offset + start, offset + end, confidence, speakers[turn], turn))
+        found.append(
+            Word(
+                text=placed.word.text,
+                start=offset + start,
+                end=offset + end,
+                confidence=placed.timing.confidence,
+                speaker=speakers[turn],
+                turn=turn,
+            )
+        )
     return found
+
+
+def _within(word: Word, begin: float, end: float) -> Word:
+    """The same, not before and not after what is heard."""
+    return word.model_copy(update={name: min(max(getattr(word, name), begin), end) for name in ("start", "end")})
 
 
 # --- Whole -----------------------------------------------------------------------------------------------------------
@@ -388,7 +380,7 @@ async def whole(
     slots: int,
     timed: bool,
     threads: concurrent.futures.Executor,
-) -> tuple[np.ndarray, list[SpokenWord]]:
+) -> tuple[np.ndarray, list[Word]]:
     """A recording, and its words if they are wanted.
 
     A single clip is what `Dia.generate` gives. Several ones, and candidates, are made by `Dia.speak`: they are judged,
@@ -402,14 +394,15 @@ async def whole(
         if wish.speed != 1:
             samples = await asyncio.to_thread(stretch, samples, rate=SAMPLE_RATE, speed=wish.speed)
             words = [
-                dataclasses.replace(word, start=word.start / wish.speed, end=word.end / wish.speed) for word in words
+                word.model_copy(update={"start": word.start / wish.speed, "end": word.end / wish.speed})
+                for word in words
             ]
         return samples, words
     if wish.max_tokens is not None:
         raise DiaError(f"max_tokens={wish.max_tokens} does not go together with candidates; leave one out.")
     speech = await _spoken(dia, wish, ticket, slots=slots, threads=threads)
     words = [
-        SpokenWord(word.text, word.start, word.end, word.confidence, wish.speakers[turn.number], turn.number)
+        Word(**dataclasses.asdict(word), speaker=wish.speakers[turn.number], turn=turn.number)
         for turn in speech.turns
         for word in turn.words
     ]
