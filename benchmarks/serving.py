@@ -244,17 +244,27 @@ def load(dia: Dia, args: argparse.Namespace) -> dict[str, Any]:
     statuses = Counter(status for status, _ in results)
     expected = dia.generate([script for script, _ in wishes], seed=[seed for _, seed in wishes], batch_size=SLOTS)
     equal = sum(data == pcm16(clip) for (_, data), clip in zip(results, expected, strict=True))
+    others = [_apart(data, clip) for (_, data), clip in zip(results, expected, strict=True) if data != pcm16(clip)]
     seconds = [line["first_audio_seconds"] for line in log if line.get("audio_seconds")]
     return {
         "requests": count,
         "statuses": dict(statuses),
         "its own seed's samples, to the bit": f"{equal} of {count}",
+        "the others: seconds from which they differ, of how many": others,
         "requests a minute, one at a time": round(60 * one, 1),
         "requests a minute, 32 clients": round(60 * many, 1),
         "ratio": round(many / one, 2),
         "first audio behind admission": percentiles(seconds),
-        "underruns": re.findall(r"audio_(?:underrun_s_sum|underrun_s_count|continuity_ok_total) \S+", metrics),
+        "underruns": re.findall(r"(?m)^audio_(?:underrun_s_sum|underrun_s_count|continuity_ok_total) \S+", metrics),
     }
+
+
+def _apart(data: bytes, clip: np.ndarray) -> tuple[float, float]:
+    """Where two clips of one seed part: rounding depends on a batch's shape, and can decide between equal tokens."""
+    samples, wanted = np.frombuffer(data, "<i2"), exact(clip)
+    length = min(len(samples), len(wanted))
+    differ = np.flatnonzero(samples[:length] != wanted[:length])
+    return round((int(differ[0]) if len(differ) else length) / RATE, 2), round(len(wanted) / RATE, 2)
 
 
 async def _all_at_once(
@@ -284,19 +294,25 @@ async def _all_at_once(
 
 def first(dia: Dia, args: argparse.Namespace) -> dict[str, Any]:
     """A stream's first sound while the batch is full of others, in calls of the loop behind its slot."""
-    import dia_jax.loop as loop_module
+    from dia_jax.loop import Loop
     from dia_jax.serving import Service, Settings
     from dia_jax.serving.server import serve
 
     rng = random.Random(args.seed + 2)
-    calls, original = [0], loop_module.decode_chunk
+    read: Counter[Any] = Counter()
+    needed: list[int] = []
+    collect = Loop._collect
 
-    def counted(*arguments: Any) -> Any:
-        calls[0] += 1
-        return original(*arguments)
+    def counted(loop: Loop, call: Any) -> None:
+        collect(loop, call)
+        for job in set(call.jobs) - {None}:
+            read[job] += 1
+            if job.is_stream and job._sent and job not in known:  # its first frames are handed to the codec
+                known.add(job)
+                needed.append(read[job])
 
-    loop_module.decode_chunk = counted
-    begun: list[int] = []
+    known: set[Any] = set()
+    Loop._collect = counted
     service = Service(lambda: dia, Settings(slots=SLOTS, queue=64))
     address: list[str] = []
     # The server wants the main thread for its signals; here it has none.
@@ -307,20 +323,6 @@ def first(dia: Dia, args: argparse.Namespace) -> dict[str, Any]:
     while not address:
         time.sleep(0.1)
     waits, gaps = [], []
-    from dia_jax.job import Job
-
-    begin, give = Job.begin, Job.give
-
-    def begin_counted(job: Job) -> None:
-        job.calls_at_begin = calls[0]  # pyrefly: ignore[missing-attribute]
-        begin(job)
-
-    def give_counted(job: Job, part: np.ndarray, *, is_last: bool) -> None:
-        if job.is_stream and not job.parts:
-            begun.append(calls[0] - job.calls_at_begin)  # pyrefly: ignore[missing-attribute]
-        give(job, part, is_last=is_last)
-
-    Job.begin, Job.give = begin_counted, give_counted
     try:
         others = [(script, seed) for seed, script in enumerate(scripts(rng, 60, turns=(2, 3)))]
         full = threading.Thread(
@@ -342,10 +344,10 @@ def first(dia: Dia, args: argparse.Namespace) -> dict[str, Any]:
                     last = now
         full.join()
     finally:
-        Job.begin, Job.give, loop_module.decode_chunk = begin, give, original
+        Loop._collect = collect
     return {
         "streams": len(waits),
-        "calls of the loop from slot to first sound": dict(Counter(begun)),
+        "calls of the loop from the slot to the first frames": dict(Counter(needed)),
         "seconds from request to first sound": percentiles(waits),
         "longest wait between chunks": round(max(gaps), 2),
     }
@@ -360,7 +362,18 @@ def overload(dia: Dia, args: argparse.Namespace) -> dict[str, Any]:
         asyncio.run(_hammer(server.url, texts, clients=clients, seconds=10))
         server.wait_until_idle(120)
         before = server.resources()
+        memory = [before["megabytes"]]
+        is_over = threading.Event()
+
+        def watch() -> None:
+            while not is_over.wait(5):
+                memory.append(server.resources()["megabytes"])
+
+        watching = threading.Thread(target=watch)
+        watching.start()
         answers, seconds = asyncio.run(_hammer(server.url, texts, clients=clients, seconds=60))
+        is_over.set()
+        watching.join()
         idle = server.wait_until_idle(120)
         after = server.resources()
         healthy = httpx.get(f"{server.url}/health").status_code == 200 and server.is_ready
@@ -380,6 +393,7 @@ def overload(dia: Dia, args: argparse.Namespace) -> dict[str, Any]:
         "accepted that are whole (a sample)": f"{equal} of {len(sample)}",
         "idle after seconds": round(idle, 2),
         "healthy": healthy,
+        "megabytes every 5 seconds": memory,
         "before": before,
         "after": after,
     }
@@ -429,7 +443,7 @@ def leavers(dia: Dia, args: argparse.Namespace) -> dict[str, Any]:
         idle = server.wait_until_idle()
         time.sleep(2)
         after = server.resources()
-        cancelled = re.search(r"dia_cancelled_total (\S+)", httpx.get(f"{server.url}/metrics").text)
+        cancelled = re.search(r"(?m)^dia_cancelled_total (\S+)", httpx.get(f"{server.url}/metrics").text)
         script = texts[0]
         body = {"input": script, "voice": "S1", "seed": 1, "response_format": "pcm_44100"}
         data = httpx.post(f"{server.url}/v1/audio/speech", json=body, timeout=300).content

@@ -57,7 +57,7 @@ class Job(concurrent.futures.Future):
         self._sent, self._next_size = 0, 0
         self._listeners: list[Callable[[], object]] = []
         self._cancelling = threading.Lock()
-        self.add_done_callback(lambda _: self._tell())
+        self.add_done_callback(Job._tell)  # a function of the job; one that holds it would keep its samples alive
 
     def cancel(self) -> bool:
         """Stops the clip; False if it is finished already."""

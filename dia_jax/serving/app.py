@@ -80,9 +80,10 @@ def create_app(service: Service) -> FastAPI:
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         # Beside requests, so that /health and /ready answer while the model loads.
-        opening = asyncio.create_task(service.open())
+        tasks = [asyncio.create_task(service.open()), asyncio.create_task(service.tidy())]
         yield
-        opening.cancel()
+        for task in tasks:
+            task.cancel()
         service.close()
 
     app = FastAPI(

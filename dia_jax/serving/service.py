@@ -24,6 +24,9 @@ WARM_TEXTS = ("[S1] Hello.", "[S1] " + "Hello. " * 20)
 WARM_FRAMES = 1000
 """Of the longest clips for which everything is compiled ahead: 11.6 s, all that a cache of 1024 positions holds."""
 
+TIDY_SECONDS = 10.0
+"""After which memory that is free again is given back to the system."""
+
 
 class Service:
     """A model that is served.
@@ -113,6 +116,12 @@ class Service:
             await asyncio.wait_for(self.desk.idle.wait(), self.settings.drain_seconds)
         return self.desk.idle.is_set()
 
+    async def tidy(self) -> None:
+        """Gives memory back now and then, until it is cancelled."""
+        while True:
+            await asyncio.sleep(TIDY_SECONDS)
+            await asyncio.to_thread(_return_memory)
+
     def close(self) -> None:
         """Ends the threads, whose work is cancelled."""
         self.threads.shutdown(wait=True, cancel_futures=True)
@@ -144,6 +153,6 @@ class Service:
 
 
 def _return_memory() -> None:
-    """Gives the system back what the compiler used: of the gigabytes that a dozen programs take, half is free again."""
+    """Gives the system back what is free: half of what compiling takes, and megabytes of samples with each clip."""
     with contextlib.suppress(OSError, AttributeError):  # only glibc keeps it, and has this function
         ctypes.CDLL("libc.so.6").malloc_trim(0)

@@ -262,10 +262,14 @@ async def heard(
     *,
     slots: int,
     timed: bool,
+    at_once: bool = True,
 ) -> AsyncGenerator[np.ndarray | list[Word]]:
     """Yields the samples of clips as they are made, and after each clip's samples its words, if they are wanted.
 
     A single clip is what `Dia.generate` gives. Between several ones, silence is cut to the planned gaps.
+
+    Args:
+        at_once: whether somebody listens while it is made; then it goes before clips that are wanted whole.
     """
     owner = object()
     jobs: list[Job] = []
@@ -279,7 +283,7 @@ async def heard(
                 max_tokens=clip.most_frames,
                 seed=clip.seed,
                 batch_size=slots,
-                first_frames=WINDOW if jobs else FIRST_FRAMES,
+                first_frames=None if not at_once else WINDOW if jobs else FIRST_FRAMES,
                 owner=owner,
                 **wish.sampling,
             )
@@ -387,7 +391,8 @@ async def whole(
     and made again where they fail.
     """
     if len(clips) == 1 and wish.candidates == 1:
-        items = [item async for item in heard(dia, wish, clips, ticket, slots=slots, timed=timed)]
+        heard_whole = heard(dia, wish, clips, ticket, slots=slots, timed=timed, at_once=False)
+        items = [item async for item in heard_whole]
         parts = [item for item in items if isinstance(item, np.ndarray)]
         words = [word for item in items if isinstance(item, list) for word in item]
         samples = np.concatenate([np.zeros(0, np.float32), *parts])
