@@ -100,7 +100,7 @@ class Encoder:
                 self._write(np.zeros(1, np.float32))
             for packet in self._stream.encode(None):
                 self._container.mux(packet)
-            self._container.close()
+        self.close()
         if isinstance(self._file, io.BytesIO):
             data = self._file.getvalue()
             if self._is_wav:
@@ -110,9 +110,10 @@ class Encoder:
         return self._sendable()
 
     def close(self) -> None:
-        """Lets go of the encoder, after an interruption."""
+        """Lets go of the encoder, at the end or after an interruption."""
         if self._container is not None:
             self._container.close()
+            self._container = self._stream = None  # with which its threads end
 
     def _write(self, samples: np.ndarray) -> None:
         if not len(samples):
