@@ -13,6 +13,7 @@ tiny/open.txt, which were never trained on; scripts and seeds follow from --seed
 import argparse
 import asyncio
 import base64
+import concurrent.futures
 import contextlib
 import io
 import json
@@ -589,15 +590,19 @@ def fuzz(dia: Dia, args: argparse.Namespace) -> dict[str, Any]:
 
                 ask()
             bodies = _seeds(server, dia)
-            for _ in range(args.mutations - sum(found.values())):
-                data = _mutated(rng, rng.choice(bodies))
-                _judge(found, problems, lambda data=data: _raw(server.port, data), repr(data[:200]))
+            mutated = [_mutated(rng, rng.choice(bodies)) for _ in range(args.mutations - sum(found.values()))]
+            with concurrent.futures.ThreadPoolExecutor(16) as pool:
+                list(
+                    pool.map(
+                        lambda data: _judge(found, problems, lambda: _raw(server.port, data), repr(data[:200])), mutated
+                    )
+                )
             alive = server.is_ready
             server.wait_until_idle()
             lines = "\n".join(server.lines)
     return {
         "requests": sum(found.values()),
-        "answers": dict(sorted(found.items())),
+        "answers (0: closed, or the client gave up on an incomplete request)": dict(sorted(found.items())),
         "500, hangs, tracebacks in answers": problems[:20],
         "tracebacks in the log": lines.count("Traceback"),
         "alive afterwards": alive,
@@ -710,11 +715,22 @@ def _mutated(rng: random.Random, data: bytes) -> bytes:
 
 
 def _raw(port: int, data: bytes) -> int:
-    """Sends bytes as they are, and gives the status; closes what is left open, as a client that gives up does."""
-    with socket.create_connection(("127.0.0.1", port), timeout=60) as client:
+    """Sends bytes as they are, and gives the status of the answer.
+
+    A request that is complete has to be answered. One whose body is not all there is waited for, and the client gives
+    up: 0.
+    """
+    head, _, body = data.partition(b"\r\n\r\n")
+    lengths = re.findall(rb"\r\ncontent-length: *(\d+) *(?=\r\n|$)", head, re.IGNORECASE)
+    is_complete = len(lengths) == 1 and int(lengths[0]) <= len(body) and b"chunked" not in head
+    with socket.create_connection(("127.0.0.1", port), timeout=60 if is_complete else 0.5) as client:
         client.sendall(data)
-        client.shutdown(socket.SHUT_WR)
-        answer = client.recv(100_000)
+        try:
+            answer = client.recv(100_000)
+        except TimeoutError:
+            if is_complete:
+                raise
+            return 0
         if b"Traceback" in answer or b"site-packages" in answer:
             return 599
         return int(answer.split(b" ", 2)[1]) if answer.startswith(b"HTTP/1.1 ") else 0

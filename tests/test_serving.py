@@ -659,6 +659,7 @@ def test_other_origins_are_not_let_in_by_default(running: Running):
 def test_metrics_and_logs_tell_numbers_but_no_texts(running: Running, caplog: pytest.LogCaptureFixture):
     with caplog.at_level(logging.INFO, gate.log.name):
         running.http.post("/v1/audio/speech", json={"input": "Zanzibar.", "max_tokens": 40, "response_format": "wav"})
+        wait_for(lambda: caplog.records)  # the line is written when all is sent
     (line,) = [json.loads(record.message) for record in caplog.records]
     assert line["status"] == 200
     assert line["characters"] == 9
