@@ -26,13 +26,14 @@ import pytest
 import soundfile
 import uvicorn
 
-from dia_jax import Dia
+from dia_jax import DecodeError, Dia
 from dia_jax.audio import pcm16
+from dia_jax.cli import run
 from dia_jax.serving import Service, Settings, create_app, gate, server, speaking
 from dia_jax.serving.admission import Desk
 from dia_jax.serving.encoding import FORMATS, Encoder
 from dia_jax.serving.errors import ApiError
-from dia_jax.serving.settings import ServingError
+from dia_jax.serving.settings import ServingError, read_keys
 from dia_jax.serving.voices import OPENAI_VOICES, Shelf
 
 SCRIPT = "[S1] Hello, how are you today? [S2] I am fine, thank you very much."
@@ -272,6 +273,27 @@ def test_bodies_that_are_no_request(running: Running, data: bytes):
     assert answer.status_code == 400
     assert "Traceback" not in answer.text
     assert answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (DecodeError("The logits are not finite."), "The logits are not finite."),
+        (ZeroDivisionError("secret"), "The server failed at this request; its log says why."),
+    ],
+)
+def test_what_the_server_fails_at_is_its_own_fault(
+    running: Running, monkeypatch: pytest.MonkeyPatch, error: Exception, message: str
+):
+    def fail(*_: object, **options: object) -> None:
+        raise error
+
+    monkeypatch.setattr(speaking, "clips_of", fail)
+    answer = running.http.post("/v1/audio/speech", json={"input": "Hello."})
+    assert answer.status_code == 500
+    assert answer.json()["error"]["message"] == message
+    assert answer.json()["error"]["type"] == "server_error"
+    assert running.service.desk.idle.is_set()
 
 
 # --- Dialogues -------------------------------------------------------------------------------------------------------
@@ -713,6 +735,37 @@ def test_settings_that_cannot_be_used(tiny: Dia, tmp_path: Path):
         Shelf(tiny, Settings(aliases={"x": "y"}))
     with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(ServingError, match="Choose another --port"):
         server.serve(Service(lambda: tiny, Settings()), host="127.0.0.1", port=taken.getsockname()[1], on_ready=print)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--alias", "alloy"], "--alias 'alloy' is not of the form NAME=VOICE"),
+        (["--api-keys", "none.txt"], "none.txt"),
+        (["--api-keys", "empty.txt"], "empty.txt holds no key"),
+        (["--api-keys", "short.txt"], "8 or more ASCII characters"),
+        (["--voices", "nowhere"], "nowhere is no folder of voices"),
+        (["--allow-uploads"], "give --voices FOLDER"),
+        (["--host", "256.0.0.1"], "Cannot listen on 256.0.0.1"),
+    ],
+)
+def test_commands_that_cannot_be_served(
+    options: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(gate, "log_to_stderr", lambda: None)
+    Path("empty.txt").write_text("\n")
+    Path("short.txt").write_text("abc\n")
+    assert run(["serve", "--port", "0", "--no-warmup", "--quiet", *options]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_keys_are_read_from_lines_and_commas():
+    assert read_keys("first-key\n second-key ,third-key\n\n") == ("first-key", "second-key", "third-key")
 
 
 # --- Formats ---------------------------------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from dia_jax.config import DiaError, one_line
+from dia_jax.loop import DecodeError
 from dia_jax.serving import speaking
 from dia_jax.serving.admission import Ticket
 from dia_jax.serving.encoding import FORMATS, Encoder
@@ -78,7 +79,9 @@ class Spoken(Response):
                 self._service.metrics.refused.labels(error.code).inc()
             await answer.fail(error, scope, receive)
         except DiaError as error:
-            await answer.fail(of_request(error), scope, receive)
+            # The one that no request is to blame for.
+            failed = ApiError(500, str(error), code="failed") if isinstance(error, DecodeError) else of_request(error)
+            await answer.fail(failed, scope, receive)
         except Exception as error:
             line["error"] = f"{type(error).__name__}: {one_line(error)}"
             problem = ApiError(500, "The server failed at this request; its log says why.", code="failed")
