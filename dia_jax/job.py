@@ -57,7 +57,8 @@ class Job(concurrent.futures.Future):
         self._sent, self._next_size = 0, 0
         self._listeners: list[Callable[[], object]] = []
         self._cancelling = threading.Lock()
-        self.add_done_callback(Job._tell)  # a function of the job; one that holds it would keep its samples alive
+        # A function of the job: one that holds it would keep its samples alive.
+        self.add_done_callback(Job._tell)  # pyrefly: ignore[bad-argument-type]
 
     def cancel(self) -> bool:
         """Stops the clip; False if it is finished already."""
