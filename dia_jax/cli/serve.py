@@ -5,6 +5,7 @@ Knows options and what is printed; `serving` does the work.
 
 import dataclasses
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,7 @@ class Serve:
     """How long a request may wait for a slot."""
     drain_seconds: float = 30.0
     """How long what runs may go on after SIGTERM."""
-    max_script_bytes: int = 100_000
+    max_script_bytes: int = 50_000
     """The longest script."""
     allow_uploads: bool = False
     """Let clients add voices; they are kept in the folder uploaded of --voices."""
@@ -86,9 +87,9 @@ class Serve:
     """No progress bars."""
 
     def run(self) -> None:
-        self._serve(say)
+        self._serve(lambda address: None)
 
-    def _serve(self, on_ready: Any) -> None:
+    def _serve(self, on_ready: Callable[[str], None]) -> None:
         try:
             from dia_jax.serving.gate import log_to_stderr
             from dia_jax.serving.server import serve
@@ -102,7 +103,7 @@ class Serve:
 
         settings = Settings(
             name=self.model if self.model == TINY else Path(self.model).name,
-            slots=self.slots or (8 if jax.default_backend() == "cpu" else 32),
+            slots=(8 if jax.default_backend() == "cpu" else 32) if self.slots is None else self.slots,
             voices="" if self.voices is None else str(self.voices),
             aliases=self._aliases(),
             api_keys=self._keys(),
@@ -128,14 +129,11 @@ class Serve:
                 )
             return dia
 
-        serve(
-            Service(load, settings),
-            host=self.host,
-            port=self.port,
-            on_ready=lambda address: on_ready(
-                f"Ready: {address} (page), {address}/v1 (base URL for OpenAI's clients)."
-            ),
-        )
+        def tell(address: str) -> None:
+            say(f"Ready: {address} (page), {address}/v1 (base URL for OpenAI's clients).")
+            on_ready(address)
+
+        serve(Service(load, settings), host=self.host, port=self.port, on_ready=tell)
 
     def _aliases(self) -> dict[str, str]:
         aliases = {}
@@ -174,11 +172,12 @@ class Ui(Serve):
     """0 takes a free one."""
 
     def run(self) -> None:
+        import threading
         import webbrowser
 
-        def on_ready(message: str) -> None:
-            say(message)
-            if not webbrowser.open(message.split()[1]):
+        def show(address: str) -> None:
+            if not webbrowser.open(address):
                 say("No browser could be opened; open the page yourself.", error=True)
 
-        self._serve(on_ready)
+        # In a thread: a browser of the terminal keeps this call, and waits for the server.
+        self._serve(lambda address: threading.Thread(target=show, args=(address,), daemon=True).start())

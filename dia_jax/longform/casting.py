@@ -94,6 +94,10 @@ def _transcript(text: str) -> str:
     if not isinstance(text, str):
         raise VoiceError(f"A transcript must be a string, not {type(text).__name__}.")
     text = " ".join(re.sub(r"^\s*\[S[12]\]|\[S[12]\]\s*$", " ", text).split())
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise VoiceError("The transcript holds a character that is not valid Unicode; save it as UTF-8.") from None
     if not text:
         raise VoiceError("The transcript is empty; write what is said in the recording, word for word.")
     if re.search(r"\[S[12]\]", text):

@@ -27,11 +27,13 @@ class Ticket:
         admitted: when, by `time.perf_counter`.
         began: when its first clip got a slot; None while it waits.
         on_begin: called at that moment.
+        is_served: whether it got what it asked for; only such requests show how fast the queue is.
     """
 
     def __init__(self) -> None:
         self.admitted = time.perf_counter()
         self.began: float | None = None
+        self.is_served = False
         self.on_begin: Callable[[], object] = lambda: None
 
     def begin(self) -> None:
@@ -83,7 +85,7 @@ class Desk:
             yield ticket
         finally:
             del self._tickets[ticket]
-            if ticket.began is not None:
+            if ticket.is_served:
                 self._depart()
             if not self._tickets:
                 self._departures.clear()  # the time without work is no part of the speed
@@ -94,6 +96,11 @@ class Desk:
         if len(self._departures) > 1:
             seconds = self._departures[-1] - self._departures[0]
             self._speed = (len(self._departures) - 1) / max(seconds, 1e-3)
+
+    def too_late(self) -> ApiError:
+        """What is said to a request that has waited for too long."""
+        message = f"No slot became free in {self._settings.queue_seconds:g} seconds. Try again later."
+        return ApiError(429, message, code="queue_timeout", retry_after=self.retry_after)
 
     def check_state(self) -> None:
         """Raises ApiError 503 unless the server is ready."""

@@ -19,18 +19,20 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from dia_jax.config import DiaError, one_line
-from dia_jax.loop import DecodeError
 from dia_jax.serving import speaking
 from dia_jax.serving.admission import Ticket
 from dia_jax.serving.encoding import FORMATS, Encoder
 from dia_jax.serving.errors import ApiError, of_request
-from dia_jax.serving.gate import ClientLeft
+from dia_jax.serving.gate import SEND_SECONDS, ClientLeft
 from dia_jax.serving.metrics import Listener
 from dia_jax.serving.schema import DialogueRequest, SpeechRequest, Word
 from dia_jax.serving.service import Service
 
 QUEUE_NEWS = 1.0
 """Seconds after which a dialogue that waits is told again how many are ahead of it."""
+
+SLICE = 1 << 18
+"""Bytes that are sent at a time."""
 
 Item = np.ndarray | list[Word]
 """Samples, or the words of a clip whose samples are all there."""
@@ -79,9 +81,7 @@ class Spoken(Response):
                 self._service.metrics.refused.labels(error.code).inc()
             await answer.fail(error, scope, receive)
         except DiaError as error:
-            # The one that no request is to blame for.
-            failed = ApiError(500, str(error), code="failed") if isinstance(error, DecodeError) else of_request(error)
-            await answer.fail(failed, scope, receive)
+            await answer.fail(of_request(error), scope, receive)
         except Exception as error:
             line["error"] = f"{type(error).__name__}: {one_line(error)}"
             problem = ApiError(500, "The server failed at this request; its log says why.", code="failed")
@@ -92,12 +92,12 @@ class Spoken(Response):
             await asyncio.wait({work, gone})
 
     async def _answer(self, answer: "_Answer", line: dict[str, Any]) -> None:
-        service, seconds = self._service, self._service.settings.queue_seconds
+        service = self._service
         line["characters"] = len(self._text)
         if service.settings.log_texts:
             line["text"] = self._text
         with service.desk.admit() as ticket:
-            patience = asyncio.timeout(seconds)
+            patience = asyncio.timeout(service.settings.queue_seconds)
             try:
                 async with patience:
                     ticket.on_begin = lambda: patience.reschedule(None)
@@ -105,8 +105,9 @@ class Spoken(Response):
             except TimeoutError:
                 if not patience.expired():
                     raise
-                message = f"No slot became free in {seconds:g} seconds. Try again later."
-                raise ApiError(429, message, code="queue_timeout", retry_after=service.desk.retry_after) from None
+                raise service.desk.too_late() from None
+            finally:
+                ticket.on_begin = lambda: None
 
     async def _serve(self, answer: "_Answer", ticket: Ticket, line: dict[str, Any]) -> None:
         service = self._service
@@ -129,6 +130,7 @@ class Spoken(Response):
             await self._send_stream(answer, self._items(ticket, wish, clips, True), listener)
         else:
             await self._send_whole(answer, ticket, wish, clips, listener)
+        ticket.is_served = True
         now = time.perf_counter()
         listener.end(now, is_stream=is_stream)
         assert ticket.began is not None
@@ -142,8 +144,10 @@ class Spoken(Response):
     ) -> AsyncGenerator[Item]:
         """Samples and words: as they are made, or all of each."""
         if not is_stream:
-            for item in await self._whole(ticket, wish, clips):
-                yield item
+            samples, words = await self._whole(ticket, wish, clips)
+            for start in range(0, len(samples), speaking.SAMPLE_RATE):  # in seconds, between which others are served
+                yield samples[start : start + speaking.SAMPLE_RATE]
+            yield words
             return
         slots = self._service.settings.slots
         items = speaking.heard(self._service.dia, wish, clips, ticket, slots=slots, timed=self._is_timed)
@@ -171,8 +175,10 @@ class Spoken(Response):
             async with contextlib.aclosing(items):
                 async for samples in items:
                     assert isinstance(samples, np.ndarray)
-                    await answer.send(encoder.encode(samples))
-                    listener.hear(len(samples), time.perf_counter())
+                    data = encoder.encode(samples)
+                    await answer.send(data)
+                    listener.hear(len(samples), time.perf_counter(), is_sent=bool(data))
+                    answer.check_pace(listener.seconds)
             await answer.send(encoder.finish())
         finally:
             encoder.close()
@@ -182,18 +188,12 @@ class Spoken(Response):
         self, answer: "_Answer", ticket: Ticket, wish: speaking.Wish, clips: list[speaking.Clip], listener: Listener
     ) -> None:
         samples, words = await self._whole(ticket, wish, clips)
-        data = await asyncio.to_thread(_encoded, self._request.response_format, samples)
+        name, rate = self._request.response_format, self._format.rate
         if self._request.stream_format == "json":
             answer.headers["content-type"] = "application/json"
-            timed = {
-                "audio": base64.b64encode(data).decode(),
-                "format": self._request.response_format,
-                "sample_rate": self._format.rate,
-                "seconds": len(samples) / speaking.SAMPLE_RATE,
-                "seed": wish.seed,
-                "words": [word.model_dump() for word in words],
-            }
-            data = json.dumps(timed).encode()
+            data = await asyncio.to_thread(_timed, name, samples, words, rate=rate, seed=wish.seed)
+        else:
+            data = await asyncio.to_thread(_encoded, name, samples)
         answer.headers["content-length"] = str(len(data))
         await answer.send(data)
         listener.hear(len(samples), time.perf_counter())
@@ -205,9 +205,11 @@ class Spoken(Response):
         answer.headers |= {"content-type": "text/event-stream", "cache-control": "no-store"}
         encoder = Encoder(self._request.response_format, whole=False)
 
-        async def say(data: bytes) -> None:
+        async def say(data: bytes, samples: int = 0) -> None:
             if data:
                 await answer.event({"type": "speech.audio.delta", "audio": base64.b64encode(data).decode()})
+            listener.hear(samples, time.perf_counter(), is_sent=bool(data))
+            answer.check_pace(listener.seconds)
 
         async with contextlib.aclosing(items):
             try:
@@ -226,8 +228,7 @@ class Spoken(Response):
                     await answer.event({"type": "dialogue.started", "seed": seed, "sample_rate": rate})
                 while item is not None:
                     if isinstance(item, np.ndarray):
-                        await say(encoder.encode(item))
-                        listener.hear(len(item), time.perf_counter())
+                        await say(encoder.encode(item), len(item))
                     elif self._is_dialogue:
                         await answer.event({"type": "dialogue.words", "words": [word.model_dump() for word in item]})
                     item = await anext(items, None)
@@ -250,6 +251,19 @@ def _encoded(name: str, samples: np.ndarray) -> bytes:
         encoder.close()
 
 
+def _timed(name: str, samples: np.ndarray, words: list[Word], *, rate: int, seed: int) -> bytes:
+    """A recording with its words, as `schema.Timed` describes it."""
+    timed = {
+        "audio": base64.b64encode(_encoded(name, samples)).decode(),
+        "format": name,
+        "sample_rate": rate,
+        "seconds": len(samples) / speaking.SAMPLE_RATE,
+        "seed": seed,
+        "words": [word.model_dump() for word in words],
+    }
+    return json.dumps(timed).encode()
+
+
 async def _gone(receive: Receive) -> None:
     """Waits for the client to leave."""
     while (await receive())["type"] != "http.disconnect":
@@ -265,12 +279,25 @@ class _Answer:
 
     def __init__(self, send: Send):
         self.headers: dict[str, str] = {}
-        self._send, self._has_begun = send, False
+        self._send, self._has_begun, self._waited = send, False, 0.0
 
     async def send(self, data: bytes) -> None:
-        if data:
+        """Sends in slices, each of which the client has to take within `gate.SEND_SECONDS`."""
+        began = time.perf_counter()
+        for start in range(0, len(data), SLICE):
             await self._begin()
-            await self._send({"type": "http.response.body", "body": data, "more_body": True})
+            part = data[start : start + SLICE]
+            await self._send({"type": "http.response.body", "body": part, "more_body": True})
+        self._waited += time.perf_counter() - began
+
+    def check_pace(self, seconds: float) -> None:
+        """Raises ClientLeft for a client that reads so slowly that nobody can be listening.
+
+        Args:
+            seconds: of audio that were sent; a player may take as long.
+        """
+        if self._waited > SEND_SECONDS + seconds:
+            raise ClientLeft
 
     async def event(self, content: dict[str, Any]) -> None:
         """Sends a server-sent event."""

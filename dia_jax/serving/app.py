@@ -6,7 +6,7 @@ Knows HTTP, and what is checked before a request is admitted. `answering` does t
 import asyncio
 import contextlib
 import importlib.resources
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Annotated, Any, Literal
 
 from fastapi import FastAPI, File, Form, Request, UploadFile
@@ -21,7 +21,7 @@ from dia_jax.serving import speaking
 from dia_jax.serving.answering import Spoken
 from dia_jax.serving.encoding import FORMATS
 from dia_jax.serving.errors import ApiError, json_response, of_request
-from dia_jax.serving.gate import Gate
+from dia_jax.serving.gate import ClientLeft, Gate
 from dia_jax.serving.schema import (
     DialogueRequest,
     ErrorOut,
@@ -189,6 +189,7 @@ def _add_voices(app: FastAPI, service: Service) -> None:
         name: Annotated[str, Form(description="1 to 40 characters.")],
         ref_text: Annotated[str, Form(description="What is said in the recording, word for word.")],
         consent: Annotated[str, Form(description='"true": the speaker agreed.')],
+        request: Request,
         audio_sample: Annotated[UploadFile, File(description="5 to 15 seconds of one speaker; wav, flac, ogg or mp3.")],
     ) -> VoiceOut:
         """Makes a voice of a recording and its transcript, after checking that they go together."""
@@ -200,13 +201,22 @@ def _add_voices(app: FastAPI, service: Service) -> None:
                 400, 'A voice needs its speaker\'s consent: send the field consent with "true".', param="consent"
             )
         with service.desk.admit() as ticket:  # it takes the device as a clip does
-            async with making:
+            try:
+                async with asyncio.timeout(service.settings.queue_seconds):
+                    await making.acquire()
+            except TimeoutError:
+                raise service.desk.too_late() from None
+            try:
+                if await request.is_disconnected():
+                    raise ClientLeft
                 ticket.begin()
                 recording = await audio_sample.read()
                 try:
                     return shown(await asyncio.to_thread(service.shelf.add, name, recording, ref_text))
                 except DiaError as error:
                     raise of_request(error, param="audio_sample") from None
+            finally:
+                making.release()
 
     @app.delete("/v1/audio/voices/{name}", tags=["voices"], responses=ERRORS | {404: {"model": ErrorOut}})
     async def remove_voice(name: str) -> dict[str, Any]:
@@ -250,12 +260,16 @@ def _add_operations(app: FastAPI, service: Service) -> None:
 def _add_page(app: FastAPI) -> None:
     folder = importlib.resources.files("dia_jax.serving") / "page"
     for path, (name, kind) in PAGE.items():
-        data = (folder / name).read_bytes()
+        app.add_api_route(f"/{path}", _file((folder / name).read_bytes(), kind), include_in_schema=False)
 
-        def page(data: bytes = data, kind: str = kind) -> Response:
-            return Response(data, headers=PAGE_HEADERS, media_type=kind)
 
-        app.add_api_route(f"/{path}", page, include_in_schema=False)
+def _file(data: bytes, kind: str) -> Callable[[], Awaitable[Response]]:
+    """A route without parameters: any that it had could be set by whoever writes a link."""
+
+    async def file() -> Response:
+        return Response(data, headers=PAGE_HEADERS, media_type=kind)
+
+    return file
 
 
 def _handle_errors(app: FastAPI) -> None:
@@ -268,8 +282,10 @@ def _handle_errors(app: FastAPI) -> None:
     @app.exception_handler(RequestValidationError)
     async def on_invalid(request: Request, error: RequestValidationError) -> Response:
         first = error.errors()[0]
+        if first["type"] == "json_invalid":
+            return ApiError(400, "The body is no JSON.", code="json_invalid").response
         place = ".".join(str(part) for part in first["loc"] if part not in ("body", "query", "path"))
-        given = f", and was {short(first['input'])}" if first["type"] not in ("missing", "json_invalid") else ""
+        given = f", and was {short(first['input'])}" if first["type"] != "missing" else ""
         message = f"{place or 'The body'}: {first['msg']}{given}."
         return ApiError(400, message, param=place or None, code=first["type"]).response
 

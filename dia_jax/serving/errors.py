@@ -6,6 +6,7 @@ from typing import Any
 from starlette.responses import Response
 
 from dia_jax.config import DiaError
+from dia_jax.loop import DecodeError
 
 KINDS = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
 
@@ -43,8 +44,11 @@ class ApiError(Exception):
 
 
 def of_request(error: DiaError, *, param: str | None = None) -> ApiError:
-    """What the library says about a request, for its client."""
-    return ApiError(400, " ".join(str(error).split()), param=param, code="invalid_value")
+    """What the library says about a request, for its client. A clip that the model cannot make is not to blame."""
+    status = 500 if isinstance(error, DecodeError) else 400
+    return ApiError(
+        status, " ".join(str(error).split()), param=param, code="invalid_value" if status == 400 else "failed"
+    )
 
 
 def json_response(content: Any, *, status: int = 200, headers: dict[str, str] | None = None) -> Response:

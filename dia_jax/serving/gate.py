@@ -12,10 +12,10 @@ import re
 import sys
 import time
 import uuid
-from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from dia_jax.config import one_line
 from dia_jax.serving.errors import ApiError
 from dia_jax.serving.service import Service
 
@@ -23,6 +23,8 @@ BODY_SECONDS = 30.0
 """In which a body has to arrive."""
 SEND_SECONDS = 60.0
 """For which a client may not read what is sent to it."""
+MAX_HELD = 500_000_000
+"""Bytes of bodies that are held at the same time."""
 OPEN_PATHS = ("/", "/page.js", "/page.css", "/health", "/ready", "/openapi.json")
 """What needs no key: it tells nothing that is secret, and the page has to be there to ask for the key."""
 HEADERS = (
@@ -54,7 +56,7 @@ class Gate:
     """
 
     def __init__(self, app: ASGIApp, service: Service):
-        self._app, self._service = app, service
+        self._app, self._service, self._held = app, service, 0
         self._keys = [key.encode() for key in service.settings.api_keys]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -81,14 +83,24 @@ class Gate:
         try:
             try:
                 self._check(scope)
-                receive = await self._read(scope, receive)
+                body = await self._read(scope, receive)
             except ApiError as error:
                 self._service.metrics.refused.labels(error.code or str(error.status)).inc()
                 await error.response(scope, receive, answer)
             else:
-                await self._app(scope, receive, answer)
+                self._held += len(body or b"")
+                try:
+                    await self._app(scope, receive if body is None else _again(body, receive), answer)
+                finally:
+                    self._held -= len(body or b"")
         except ClientLeft:
             line["outcome"] = "client left"
+        except Exception as error:
+            line["error"] = f"{type(error).__name__}: {one_line(error)}"
+            log.debug("what failed:", exc_info=True)
+            if not status:
+                problem = ApiError(500, "The server failed at this request; its log says why.", code="failed")
+                await problem.response(scope, receive, answer)
         finally:
             route = getattr(scope.get("route"), "path", "none")
             self._service.metrics.requests.labels(route, str(status)).inc()
@@ -116,10 +128,10 @@ class Gate:
                     403, "Pages of other origins may not use this server; its owner can allow one with --cors-origin."
                 )
 
-    async def _read(self, scope: Scope, receive: Receive) -> Receive:
-        """Reads the body, and gives a function that hands it on, and then waits for the client to leave."""
+    async def _read(self, scope: Scope, receive: Receive) -> bytes | None:
+        """Reads the body of a request that may have one."""
         if scope["method"] not in ("POST", "PUT", "PATCH", "DELETE"):
-            return receive
+            return None
         settings = self._service.settings
         # A character can take six bytes in JSON; beside the script there are few.
         limit = 6 * settings.max_script_bytes + 65_536
@@ -141,16 +153,24 @@ class Gate:
                     body += message.get("body", b"")
                     if len(body) > limit:
                         raise too_large
+                    if self._held + len(body) > MAX_HELD:
+                        message = "The server holds as many requests as its memory allows. Try again in 5 seconds."
+                        raise ApiError(429, message, code="bodies_full", retry_after=5)
                     if not message.get("more_body"):
                         break
         except TimeoutError:
             raise ApiError(408, f"The body did not arrive within {BODY_SECONDS:g} seconds.", code="timeout") from None
-        messages: list[Any] = [{"type": "http.request", "body": bytes(body), "more_body": False}]
+        return bytes(body)
 
-        async def again() -> Message:
-            return messages.pop() if messages else await receive()
 
-        return again
+def _again(body: bytes, receive: Receive) -> Receive:
+    """Hands on a body that was read, and then waits for the client to leave."""
+    messages: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def again() -> Message:
+        return messages.pop() if messages else await receive()
+
+    return again
 
 
 class ClientLeft(Exception):

@@ -24,7 +24,12 @@ class Metrics:
         Gauge("dia_busy_requests", "Requests that have a slot.", registry=registry).set_function(lambda: desk.busy)
         Gauge("dia_queued_requests", "Requests that wait.", registry=registry).set_function(lambda: desk.queued)
         self.requests = Counter("dia_requests", "Answers by route and status.", ["route", "status"], registry=registry)
-        self.refused = Counter("dia_refused", "Requests refused before any work.", ["reason"], registry=registry)
+        self.refused = Counter(
+            "dia_refused",
+            "Requests refused at the gate, at the desk, or after waiting too long.",
+            ["reason"],
+            registry=registry,
+        )
         self.cancelled = Counter("dia_cancelled", "Requests whose clients left.", registry=registry)
         self.queue_wait = histogram("dia_queue_wait_seconds", "From admission to the first slot.")
         self.first_audio = histogram("audio_ttfp_s", "From admission to the first audio sent.")
@@ -49,12 +54,15 @@ class Listener:
     def __init__(self, metrics: Metrics, admitted: float):
         self._metrics, self._admitted = metrics, admitted
         self.first: float | None = None
-        self.samples, self.underrun, self._last, self._played_until = 0, 0.0, 0.0, 0.0
+        self.samples, self.underrun, self._held, self._last, self._played_until = 0, 0.0, 0, 0.0, 0.0
 
-    def hear(self, samples: int, now: float) -> None:
-        """Takes note of samples that were sent."""
-        if not samples:
+    def hear(self, samples: int, now: float, *, is_sent: bool = True) -> None:
+        """Takes note of samples; an encoder may hold some back, which are sent with those that follow."""
+        self.samples += samples
+        self._held += samples
+        if not is_sent or not self._held:
             return
+        samples, self._held = self._held, 0
         if self.first is None:
             self.first = self._played_until = now
             self._metrics.first_audio.observe(now - self._admitted)
@@ -63,7 +71,6 @@ class Listener:
             self.underrun += max(now - self._played_until, 0.0)
         self._last = now
         self._played_until = max(self._played_until, now) + samples / SAMPLE_RATE
-        self.samples += samples
 
     @property
     def seconds(self) -> float:

@@ -18,6 +18,7 @@ import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from dia_jax.serving.app import create_app
+from dia_jax.serving.gate import SEND_SECONDS
 from dia_jax.serving.service import Service
 from dia_jax.serving.settings import ServingError
 
@@ -60,13 +61,11 @@ def serve(service: Service, *, host: str, port: int, on_ready: Callable[[str], N
         asyncio.run(_run(server, service, listener, lambda: on_ready(address)))
     if service.failure is not None:
         raise service.failure
-    if service.is_opening:  # stopped while it compiles, which nothing can interrupt
-        sys.stderr.flush()
-        os._exit(0)
 
 
 async def _run(server: "_Server", service: Service, listener: socket.socket, on_ready: Callable[[], None]) -> None:
     running = asyncio.create_task(server.serve([listener]))
+    draining: asyncio.Task[bool] | None = None
     is_told = False
     while not running.done():
         if service.opened.is_set() and not is_told:
@@ -75,12 +74,16 @@ async def _run(server: "_Server", service: Service, listener: socket.socket, on_
                 on_ready()
             else:
                 server.should_exit = True
-        if server.signals and service.desk.state != "draining":
+        if server.signals and draining is None:
             # While it drains, requests are still answered: with 503.
             draining = asyncio.create_task(service.drain())
             draining.add_done_callback(lambda _: server.stop())
         await asyncio.wait({running}, timeout=TICK)
     await running
+    is_drained = draining is None or (draining.done() and draining.result())
+    if service.is_opening or not is_drained:  # what still compiles or computes cannot be interrupted
+        sys.stderr.flush()
+        os._exit(0)
 
 
 class _Server(uvicorn.Server):
@@ -117,9 +120,10 @@ class _Server(uvicorn.Server):
 
 
 class _Protocol(H11Protocol):
-    """Closes a connection whose next request does not arrive in time."""
+    """Closes a connection whose next request does not arrive in time, or whose client does not read."""
 
     _deadline: asyncio.TimerHandle | None = None
+    _unread: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
@@ -133,9 +137,20 @@ class _Protocol(H11Protocol):
             self._deadline.cancel()
             self._deadline = None
 
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        # Closing would wait for what is not read.
+        self._unread = self.loop.call_later(SEND_SECONDS, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if self._unread is not None:
+            self._unread.cancel()
+
     def connection_lost(self, exc: Exception | None) -> None:
-        if self._deadline is not None:
-            self._deadline.cancel()
+        for timer in (self._deadline, self._unread):
+            if timer is not None:
+                timer.cancel()
         super().connection_lost(exc)
 
     @property

@@ -124,7 +124,7 @@ class Service:
 
     def close(self) -> None:
         """Ends the threads, whose work is cancelled."""
-        self.threads.shutdown(wait=True, cancel_futures=True)
+        self.threads.shutdown(wait=False, cancel_futures=True)
 
     @property
     def status(self) -> Status:

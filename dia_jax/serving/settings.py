@@ -1,6 +1,7 @@
 """What whoever runs the server decides. Knows no requests."""
 
 import dataclasses
+import re
 
 from dia_jax.config import DiaError, short
 
@@ -45,7 +46,7 @@ class Settings:
     queue: int = 32
     queue_seconds: float = 60.0
     drain_seconds: float = 30.0
-    max_script_bytes: int = 100_000
+    max_script_bytes: int = 50_000
     voices: str = ""
     allow_uploads: bool = False
     max_upload_bytes: int = 10_000_000
@@ -58,12 +59,23 @@ class Settings:
 
     def check(self) -> None:
         """Raises ServingError if a setting cannot be used."""
-        for name, least in (("slots", 1), ("queue", 0), ("max_script_bytes", 1), ("max_upload_bytes", 1)):
+        for name, least in (
+            ("slots", 1),
+            ("queue", 0),
+            ("max_script_bytes", 1),
+            ("max_upload_bytes", 1),
+            ("max_voices", 0),
+        ):
             if getattr(self, name) < least:
                 raise ServingError(f"{name} is {short(getattr(self, name))}; it must be {least} or more.")
         for name in ("queue_seconds", "drain_seconds"):
             if not 0 < getattr(self, name) <= 86_400:
                 raise ServingError(f"{name} is {short(getattr(self, name))}; it must be more than 0, a day at most.")
+        for origin in self.cors_origins:
+            if not re.fullmatch(r"https?://[^/*\s]+", origin):
+                raise ServingError(
+                    f"The origin {short(origin)} cannot be used; write it as https://example.org, without a path."
+                )
         if self.allow_uploads and not self.voices:
             raise ServingError("Uploaded voices need a folder that keeps them: give --voices FOLDER.")
         if any(len(key) < 8 or not key.isascii() or not key.isprintable() or " " in key for key in self.api_keys):

@@ -37,6 +37,8 @@ AHEAD = 2
 """Chunks that are made beside the one that is heard. More would take slots from others without being heard sooner."""
 QUIET = -50.0
 """What is taken for silence between the chunks of a stream, in dBFS."""
+MAX_SECONDS = 3600
+"""Of a recording, as far as can be told before: a whole one is held in memory, 635 MB."""
 GAPS = Gaps()
 
 
@@ -141,7 +143,9 @@ def wish_of_script(script: ScriptLike, cast: Mapping[str, ShelfVoice], **options
     Raises:
         DiaError: script and cast cannot be used, or do not go together.
     """
-    script = Script.of([("S1", script)] if isinstance(script, str) and "[" not in script else script)
+    if isinstance(script, str) and "[" not in script:  # spoken by one, under its headings
+        script = re.sub(r"\A((?:\s*#[^\n]*\n)*)\s*", r"\1[S1] ", script)
+    script = Script.of(script)
     if script.cast:
         raise DiaError("The script names voices by their files; name them in the request's field cast.")
     if unknown := [name for name in cast if name not in script.speakers]:
@@ -195,6 +199,13 @@ def clips_of(dia: Dia, wish: Wish, *, slots: int) -> list[Clip]:
     if wish.script is None:
         before, codes = voice_prompt(wish.voices) if wish.voices else ("", np.zeros((0, 0), np.int32))
         return [Clip(f"{before} {wish.verbatim}" if before else wish.verbatim, codes, wish.max_tokens, wish.seed)]
+    speech = sum(len(turn.spoken.encode()) for turn in wish.script.turns) / RATE
+    seconds = speech + sum(turn.pause for turn in wish.script.turns) + wish.script.final_pause
+    if seconds > MAX_SECONDS:
+        raise DiaError(
+            f"The script takes some {seconds:,.0f} s, pauses included; at most {MAX_SECONDS:,} are made. Send it in "
+            "parts."
+        )
     takes = first_takes(dia, wish.script, voices=wish.voices, direction=wish.direction(slots))
     if len(takes) == 1:
         (take,) = takes
@@ -424,7 +435,7 @@ async def _spoken(dia: Dia, wish: Wish, ticket: Ticket, *, slots: int, threads: 
         jobs.append(job)
         if is_over:
             job.cancel()
-        job.listen(_waker(loop, lambda: job.has_slot and ticket.begin()))
+        job.listen(_waker(loop, lambda: job.has_slot and not is_over and ticket.begin()))
 
     try:
         return await loop.run_in_executor(

@@ -13,6 +13,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
+
 from dia_jax.audio import AudioError, read_audio
 from dia_jax.config import short
 from dia_jax.longform.casting import SECONDS
@@ -20,7 +22,7 @@ from dia_jax.pipeline import SAMPLE_RATE, Dia
 from dia_jax.requests import check_voice
 from dia_jax.serving.errors import ApiError
 from dia_jax.serving.settings import ServingError, Settings
-from dia_jax.voice import SUFFIX, TAGS, Voice, load_voices
+from dia_jax.voice import SUFFIX, TAGS, Voice, VoiceError, load_voices
 
 OPENAI_VOICES = (
     "alloy", "ash", "ballad", "cedar", "coral", "echo", "fable", "marin", "nova", "onyx", "sage", "shimmer", "verse",
@@ -95,6 +97,8 @@ class Shelf:
         named = named or list(TAGS)
         dealt = {alias: named[i % len(named)] for i, alias in enumerate(OPENAI_VOICES) if alias not in self._voices}
         for alias, name in settings.aliases.items():
+            if alias in self._voices:
+                raise ServingError(f"The alias {short(alias)} is a voice already; choose another name.")
             if name not in self._voices:
                 raise ServingError(f"The alias {short(alias)} is for {short(name)}, but the voices are {self._names}.")
         self.aliases: Mapping[str, str] = {**dealt, **settings.aliases}
@@ -148,12 +152,16 @@ class Shelf:
         try:
             samples = read_recording(recording)
             voice = self._dia.make_voice((samples, SAMPLE_RATE), text, name=name)
-            voice.save(self._uploads / f"{name}{SUFFIX}")
+            try:
+                voice.save(self._uploads / f"{name}{SUFFIX}")
+            except VoiceError as error:  # a full disk, for instance, which is not the client's
+                raise ApiError(500, "The voice could not be kept; ask the server's owner.", code="failed") from error
             found = ShelfVoice(name, "uploaded", voice=voice)
             with self._lock:
                 self._voices[name] = found
         finally:
-            self._adding.discard(name)
+            with self._lock:
+                self._adding.discard(name)
         return found
 
     def remove(self, name: str) -> None:
@@ -189,7 +197,7 @@ class Shelf:
         return ", ".join(map(short, names[:20])) + more
 
 
-def read_recording(data: bytes):
+def read_recording(data: bytes) -> np.ndarray:
     """An untrusted recording -> float32 samples [n] at 44.1 kHz.
 
     Raises:
