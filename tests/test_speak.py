@@ -135,7 +135,7 @@ def test_casts_and_options_that_do_not_go_are_refused(tiny: Dia):
         ("[A] One.", {"voices": {}}, "The cast is empty"),
         ("[A] One.", {"candidates": 0}, "candidates is 0"),
         ("[A] One.", {"carry": "loose"}, 'must be "fixed" or "context"'),
-        ("[A] One.", {"speed": 3.0}, "speed=3.0 must be from 0.7 to 1.4"),
+        ("[A] One.", {"speed": 5.0}, "speed=5.0 must be from 0.25 to 4"),
         ("[A] One.", {"louder": True}, "There is no option 'louder'"),
         ("[A] One.", {"retries": -1}, "retries is -1"),
     ):
