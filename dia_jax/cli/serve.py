@@ -49,7 +49,7 @@ class Serve:
     """Clips that are decoded at the same time; by default 8 on a CPU and 32 elsewhere."""
     queue: int = 32
     """Requests that may wait for a slot. Further ones are answered with 429, and when to try again."""
-    queue_seconds: float = 60.0
+    queue_seconds: float = 300.0
     """How long a request may wait for a slot."""
     drain_seconds: float = 30.0
     """How long what runs may go on after SIGTERM."""

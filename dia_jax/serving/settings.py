@@ -44,7 +44,7 @@ class Settings:
     name: str = "tiny"
     slots: int = 8
     queue: int = 32
-    queue_seconds: float = 60.0
+    queue_seconds: float = 300.0
     drain_seconds: float = 30.0
     max_script_bytes: int = 50_000
     voices: str = ""
