@@ -317,8 +317,7 @@ class Dia:
         self._codec()
         if not isinstance(text, str):
             raise SettingError(f"A stream speaks one script, a string, not {type(text).__name__}.")
-        first_frames = check_count("first_frames", first_frames)
-        max_frames = max(first_frames, check_count("max_frames", max_frames))
+        first_frames, max_frames = _check_frames(first_frames, max_frames)
         (draft,) = self._drafts(text, options)
         assert isinstance(draft, Draft)
 
@@ -366,8 +365,7 @@ class Dia:
             self._codec()
         check_count("batch_size", batch_size)
         if first_frames is not None:
-            first_frames = check_count("first_frames", first_frames)
-            max_frames = max(first_frames, check_count("max_frames", max_frames))
+            first_frames, max_frames = _check_frames(first_frames, max_frames)
             if not sound:
                 raise SettingError("A stream is of samples; leave first_frames out for codes.")
         (request,) = self._requests(self._drafts(text, options))
@@ -666,6 +664,12 @@ class _Progress:
             count = f", {finished} of {self._clips} clips" if self._clips > 1 else ""
             self._bar.set_postfix_str(f"{rate:.2f} x real time{count}")
         self._bar.update(seconds - self._bar.n)
+
+
+def _check_frames(first_frames: Any, max_frames: Any) -> tuple[int, int]:
+    """Sizes of a stream's chunks: the first, and the longest, which is not shorter."""
+    first_frames = check_count("first_frames", first_frames)
+    return first_frames, max(first_frames, check_count("max_frames", max_frames))
 
 
 def voices_beside(path: Path) -> dict[str, Voice]:

@@ -6,14 +6,14 @@ join is silence of the planned length, so no join clicks. Knows no model and no 
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 
 from dia_jax.alignment import FRAME_RATE, Word
 from dia_jax.longform.judge import PlacedWord
 from dia_jax.longform.mastering import edges, fade, level
-from dia_jax.longform.plan import Chunk
+from dia_jax.longform.plan import Chunk, Part
 from dia_jax.longform.script import Script
 from dia_jax.longform.speech import SpokenChapter, SpokenTurn
 
@@ -167,16 +167,25 @@ def _segments(script: Script, takes: Sequence[SpokenTake], gaps: Gaps, rate: int
         bounds = [0, *(_quietest_between(take, cut, rate) for cut in cuts), len(take.samples)]
         for begin, stop, low, high in zip([0, *cuts], [*cuts, len(parts)], bounds, bounds[1:], strict=False):
             first, last = edges(take.samples[low:high], rate=rate)
-            part = parts[begin]
-            if not segments or part.piece.pause:
-                silence = part.piece.pause
-            elif part.is_first and part.turn in firsts:
-                silence = gaps.chapter
-            else:
-                silence = gaps.turn if part.piece.speaker != before else gaps.same_speaker
+            silence = silence_before(parts[begin], before, firsts, gaps)
             before = parts[stop - 1].piece.speaker
             segments.append(_Segment(index, (begin, stop), low + first, low + last, silence))
     return segments
+
+
+def silence_before(part: Part, before: str | None, firsts: Collection[int], gaps: Gaps) -> float:
+    """Seconds of silence where a sound begins with this part.
+
+    Args:
+        before: who spoke last; None at the beginning, where there is only silence that the script asks for.
+        firsts: the turns that begin chapters.
+        gaps: where the script asks for none.
+    """
+    if before is None or part.piece.pause:
+        return part.piece.pause
+    if part.is_first and part.turn in firsts:
+        return gaps.chapter
+    return gaps.turn if part.piece.speaker != before else gaps.same_speaker
 
 
 def _quietest_between(take: SpokenTake, part: int, rate: int) -> int:

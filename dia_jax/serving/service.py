@@ -97,9 +97,9 @@ class Service:
         dia = self._load()
         shelf = Shelf(dia, self.settings)
         if self.settings.warmup:
+            self._doing = f"Compiling for {self.settings.slots} clips, which is kept for the next start"
+            frames = min(WARM_FRAMES, dia.config.frame_budget)
             for text in WARM_TEXTS:
-                self._doing = f"Compiling for {self.settings.slots} clips, which is kept for the next start"
-                frames = min(WARM_FRAMES, dia.config.frame_budget)
                 dia.warmup(text, batch_size=self.settings.slots, max_tokens=frames)
             dia.align("[S1] Hello.", dia.generate_codes("[S1] Hello.", max_tokens=16, seed=0))
             _return_memory()

@@ -22,7 +22,7 @@ from dia_jax.job import Job
 from dia_jax.longform.judge import place_words
 from dia_jax.longform.mastering import frame_power, stretch
 from dia_jax.longform.plan import Chunk
-from dia_jax.longform.recording import Gaps
+from dia_jax.longform.recording import Gaps, silence_before
 from dia_jax.longform.script import Script, ScriptLike
 from dia_jax.longform.speak import RATE, Direction, first_takes, speak
 from dia_jax.longform.speech import Speech
@@ -217,13 +217,7 @@ def clips_of(dia: Dia, wish: Wish, *, slots: int) -> list[Clip]:
     firsts = {chapter.first_turn for chapter in wish.script.chapters}
     clips, before = [], None
     for take in takes:
-        part = take.chunk.parts[0]
-        if before is None or part.piece.pause:
-            gap = part.piece.pause
-        elif part.is_first and part.turn in firsts:
-            gap = GAPS.chapter
-        else:
-            gap = GAPS.turn if part.piece.speaker != before else GAPS.same_speaker
+        gap = silence_before(take.chunk.parts[0], before, firsts, GAPS)
         before = take.chunk.parts[-1].piece.speaker
         clips.append(Clip(take.text, take.prompt, take.most_frames, take.seed, gap, take.chunk))
     return clips
