@@ -3,6 +3,7 @@
 import importlib
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 import soundfile
@@ -105,6 +106,16 @@ def test_its_recipe_has_the_trainers_batches_and_loss(tiny: Dia, tmp_path: Path,
     expected, theirs = loss(nnx.merge(tiny.graphdef, tiny.params), batch, settings)
     assert float(value) == pytest.approx(float(expected), rel=1e-4)
     np.testing.assert_allclose(parts["channels"], theirs["channels"], rtol=1e-4)
+
+    prompt = np.array([5, 0], np.int32)
+    mixed = network.misremember(weights, laid, tiny.config, prompt, jax.random.key(0), 0.5)["history"]
+    changed, special = mixed != laid["history"], np.asarray(laid["history"]) >= tiny.config.eos_token_id
+    prompted = 5 * FRAMES_PER_BYTE + max(tiny.config.delay_pattern)
+    assert not changed[0, :prompted].any()
+    assert not changed[special].any()
+    assert changed[0, prompted:].any()
+    assert changed[1].any()
+    assert (mixed[changed] < tiny.config.eos_token_id).all()
 
 
 def test_transformers_says_the_same(tiny: Dia, tmp_path: Path):

@@ -34,6 +34,32 @@ def width(positions: int) -> int:
 
 
 @dataclasses.dataclass(frozen=True)
+class Mixture:
+    """What rows are made of, as shares.
+
+    Attributes:
+        prompted: of the rows, those that begin with a prompt.
+        sense: of the turns, those of sentences; most others are words without sense, so that they must be read.
+        alike: of the turns without sense, those in which all words are equally likely.
+        power: of how often a word is said, its weight in the others.
+        known: the commonest words, which have the weight of the next one.
+        most: words, the commonest, from which those without sense are drawn.
+    """
+
+    prompted: float = 0.22
+    sense: float = 0.35
+    alike: float = 0.4
+    power: float = 0.5
+    known: int = 0
+    most: int = 1 << 20
+
+
+GOING_ON = Mixture(prompted=0.5, sense=0.2, alike=0.0, power=0.8, known=100, most=5000)
+"""For a voice that reads already: it says the hundred commonest words as its teacher does, and the next ones less so,
+the rarer they are."""
+
+
+@dataclasses.dataclass(frozen=True)
 class Item:
     """A word as it is written, its number, and what stands behind it: marks, and a space or a hyphen."""
 
@@ -56,12 +82,13 @@ class Composer:
     Args:
         folder: with `texts.json` and `starts.npy`, see spoken.py.
         seed: of all that is drawn.
+        mixture: of what rows are made.
         held_out: draw words that are kept for judging, and no others.
     """
 
-    def __init__(self, folder: Path, seed: int, *, held_out: bool = False):
+    def __init__(self, folder: Path, seed: int, mixture: Mixture, *, held_out: bool = False):
         texts = json.loads((folder / "texts.json").read_text())
-        self.random = random.Random(seed)
+        self.random, self.mixture = random.Random(seed), mixture
         self.starts = np.load(folder / "starts.npy").tolist()
         self.words: list[str] = texts["words"]
         self.numbers = {word: number for number, word in enumerate(self.words)}
@@ -77,11 +104,12 @@ class Composer:
         self.sentences = [items for items in parsed if items and all(item.word in known for item in items)]
         self.short_sentences = [s for s in self.sentences if all(prompted[item.word] >= 0 for item in s)]
 
-    @staticmethod
-    def _weights(words: list[int], frequencies: list[float]) -> tuple[list[int], list[float], list[float]]:
-        """Words with cumulated weights: all alike, and by the root of how often they are said."""
-        root = np.sqrt([frequencies[n] for n in words])
-        return words, np.arange(1, len(words) + 1).tolist(), np.cumsum(root).tolist()
+    def _weights(self, words: list[int], frequencies: list[float]) -> tuple[list[int], list[float], list[float]]:
+        """Words with cumulated weights: all alike, and by how often they are said."""
+        words = [n for n in words if n < self.mixture.most]
+        often = np.array([frequencies[max(n, min(self.mixture.known, len(self.words) - 1))] for n in words])
+        often = often**self.mixture.power
+        return words, np.arange(1, len(words) + 1).tolist(), np.cumsum(often).tolist()
 
     def _parse(self, text: str) -> list[Item]:
         """Items of a sentence, without its last mark; none if a word is not known."""
@@ -95,7 +123,7 @@ class Composer:
 
     def _string(self, count: int, words: tuple[list[int], list[float], list[float]]) -> list[Item]:
         """Words without sense."""
-        weights = words[1] if self.random.random() < 0.4 else words[2]
+        weights = words[1] if self.random.random() < self.mixture.alike else words[2]
         return [self._item(number) for number in self.random.choices(words[0], cum_weights=weights, k=count)]
 
     def _item(self, number: int) -> Item:
@@ -117,7 +145,7 @@ class Composer:
         sentences = self.short_sentences if prompt else self.sentences
         if before and chance < 0.15:
             items = [self._item(number) for number in self.random.choices(before, k=count)]
-        elif sentences and chance < 0.5:
+        elif sentences and chance < 0.15 + self.mixture.sense:
             items = list(self.random.choice(sentences))
             while len(items) < count and self.random.random() < 0.7:
                 more, ending = self.random.choice(sentences), self.random.choice("..?!,") + " "
@@ -147,7 +175,7 @@ class Composer:
         tag, kind = self.random.choice([1, 2]), self.random.random()
         cast, prompt = {1: 0, 2: 1}, 0
         turns = [tag]
-        prompted = positions > 256 and kind < 0.22 and bool(self.promptable[0])
+        prompted = positions > 256 and kind < self.mixture.prompted and bool(self.promptable[0])
         if prompted:
             # Mostly under the tag that is the other voice's without a prompt: nothing else shows that it is heard.
             if self.random.random() < 0.7:
@@ -209,9 +237,13 @@ def _package(composer: Composer, positions: int, steps: int, rows: int) -> dict[
 
 
 def _work(
-    folder: Path, seed: int, shapes: dict[int, tuple[int, int]], queues: dict[int, multiprocessing.Queue]
+    folder: Path,
+    seed: int,
+    mixture: Mixture,
+    shapes: dict[int, tuple[int, int]],
+    queues: dict[int, multiprocessing.Queue],
 ) -> None:
-    composer, trainer = Composer(folder, seed), multiprocessing.parent_process()
+    composer, trainer = Composer(folder, seed, mixture), multiprocessing.parent_process()
     while trainer is None or trainer.is_alive():
         positions = min(shapes, key=lambda positions: queues[positions].qsize() + composer.random.random())
         try:
@@ -224,17 +256,18 @@ class Stream:
     """Rows by their length, made ahead in processes.
 
     Args:
-        folder: see `Composer`.
+        folder, mixture: see `Composer`.
         shapes: for each length in positions the steps of a package and the rows of a step.
         workers: processes.
+        seed: of the rows.
     """
 
-    def __init__(self, folder: Path, shapes: dict[int, tuple[int, int]], workers: int):
-        self.folder, self.shapes = folder, shapes
+    def __init__(self, folder: Path, mixture: Mixture, shapes: dict[int, tuple[int, int]], workers: int, seed: int):
+        self.folder, self.mixture, self.shapes, self.seed = folder, mixture, shapes, 1000 * (seed + 1)
         context = multiprocessing.get_context("spawn")
         self.queues = {positions: context.Queue(4) for positions in shapes}
         self.processes = [
-            context.Process(target=_work, args=(folder, 1000 + i, shapes, self.queues), daemon=True)
+            context.Process(target=_work, args=(folder, self.seed + i, mixture, shapes, self.queues), daemon=True)
             for i in range(workers)
         ]
         for process in self.processes:
@@ -242,7 +275,7 @@ class Stream:
 
     @functools.cached_property
     def _own(self) -> Composer:
-        return Composer(self.folder, 999)
+        return Composer(self.folder, self.seed - 1, self.mixture)
 
     def take(self, positions: int) -> dict[str, np.ndarray]:
         """The next package; made here if the processes take longer than that."""

@@ -12,6 +12,8 @@ import numpy as np
 import soxr
 
 RATE, HOP = 44_100, 512
+LOOP = 2.4
+"""Bytes of a transcript over its compressed bytes, beyond which whisper takes it for a loop."""
 
 
 @functools.cache
@@ -25,12 +27,14 @@ def _whisper():
 def hear(samples: np.ndarray) -> str:
     """What whisper tiny.en understands: beam 5, one segment not conditioned on the one before.
 
-    Without the samples that it would draw at higher temperatures where it is in doubt: they differ from run to run.
+    Where it says the same again and again, it draws samples by default, which differ from run to run; here it listens
+    once more, and may not say three tokens twice.
     """
     audio = soxr.resample(samples.astype(np.float32), RATE, 16_000)
-    segments, _ = _whisper().transcribe(
-        audio, language="en", beam_size=5, temperature=0.0, condition_on_previous_text=False
-    )
+    settings = {"language": "en", "beam_size": 5, "temperature": 0.0, "condition_on_previous_text": False}
+    segments = list(_whisper().transcribe(audio, **settings)[0])
+    if any(segment.compression_ratio > LOOP for segment in segments):
+        segments = _whisper().transcribe(audio, **settings, no_repeat_ngram_size=3)[0]
     return " ".join(segment.text for segment in segments).strip()
 
 

@@ -5,7 +5,7 @@
 DATA is what spoken.py makes. Rows are composed in processes beside; a dispatch is several steps, with batches laid out
 on the device; lengths are compiled while shorter ones train. The learning rate, the lengths and what is hidden follow
 the clock, so that the run ends well whatever the device's speed. Writes the running average of the weights in float16
-at half time, at three quarters and at the end, and a line of metrics every second or so.
+every tenth of the time or so and at the end, and a line of metrics for every dispatch.
 """
 
 import argparse
@@ -39,6 +39,10 @@ PLAN = (
     (1.01, {256: 0.1, 768: 0.5, 1920: 0.4}, 0.20),
 )
 """Until what share of the time: the share of dispatches of each length, and of history that is hidden."""
+GOING_ON = ((1.01, {256: 0.4, 768: 0.5, 1920: 0.1}, 0.15),)
+"""The same where training goes on from a voice."""
+OWN_HISTORY = 0.4
+"""There, the share of the history that the model sampled itself."""
 WARMUP = 0.02  # share of the time
 TEXT_DROPOUT = 0.1
 AVERAGE = 0.997
@@ -128,6 +132,10 @@ def make_steps(config: DiaConfig, length: int, options: Any) -> Any:
             batch = network.hide(
                 batch, row["prompt"], key, text=TEXT_DROPOUT, history=history, longest=max(config.delay_pattern)
             )
+
+            if options.base:
+                whole, prompt = cast(state["weights"], options.dtype), row["prompt"]
+                batch = network.misremember(whole, batch, config, prompt, jax.random.fold_in(key, 1), OWN_HISTORY)
 
             def loss_of(weights: Any) -> Any:
                 whole = cast(weights, options.dtype)
@@ -260,9 +268,10 @@ class Log:
         print(text, flush=True)
 
 
-def planned(progress: float) -> tuple[dict[int, float], float]:
+def planned(progress: float, base: Path | None) -> tuple[dict[int, float], float]:
     """The lengths with their shares, and the history dropout."""
-    return next((lengths, history) for until, lengths, history in PLAN if progress < until)
+    plan = GOING_ON if base else PLAN
+    return next((lengths, history) for until, lengths, history in plan if progress < until)
 
 
 def learning_rate(progress: float, peak: float) -> float:
@@ -283,7 +292,8 @@ def train(options: argparse.Namespace) -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     log = Log(options.out / "log.jsonl", began)
     shapes = shapes_of(options)
-    stream = compose.Stream(options.data, shapes, options.workers)
+    mixture = compose.GOING_ON if options.base else compose.Mixture()
+    stream = compose.Stream(options.data, mixture, shapes, options.workers, options.seed)
     log(devices=str(jax.devices()), shapes=str(shapes), optimizer=options.optimizer, rate=options.rate)
     config = model.CONFIG
     table = jax.device_put(load_table(options.data))
@@ -297,8 +307,8 @@ def train(options: argparse.Namespace) -> None:
         length: pool.submit(compile_steps, config, abstract, table, length, options) for length in options.lengths
     }
     judged = {
-        "known": compose.Composer(options.data, 1),
-        "held out": compose.Composer(options.data, 2, held_out=True),
+        "known": compose.Composer(options.data, 1, mixture),
+        "held out": compose.Composer(options.data, 2, mixture, held_out=True),
     }
     judged = {name: composer.rows(JUDGED, options.judged) for name, composer in judged.items()}
     judge = pool.submit(
@@ -310,6 +320,7 @@ def train(options: argparse.Namespace) -> None:
     rng = np.random.default_rng(options.seed)
     due = [0.08, 0.15, 0.25, 0.35, 0.5, 0.6, 0.7, 0.85]
     peak, kept, best = options.rate, jax.tree.map(jnp.copy, state), dict.fromkeys(options.lengths, math.inf)
+    recent: dict[int, list[float]] = {length: [] for length in options.lengths}
     waiting: list[tuple[int, dict[str, Any], float]] = []
     trained = positions = 0
     first = last = time.monotonic()
@@ -334,8 +345,11 @@ def train(options: argparse.Namespace) -> None:
             channels=channels,
             **rounded,
         )
-        best[length] = min(best[length], rounded["loss"])
-        return rounded["loss"] < best[length] + 3  # not where it is NaN
+        recent[length] = [*recent[length][-7:], rounded["loss"]]
+        mean = sum(recent[length]) / len(recent[length])  # a small batch may be hard
+        if len(recent[length]) == 8:
+            best[length] = min(best[length], mean)
+        return mean < best[length] + 1.5  # not where it is NaN
 
     def look(name: str) -> None:
         if not is_ready(judge):
@@ -355,10 +369,9 @@ def train(options: argparse.Namespace) -> None:
             if all(well):
                 kept = jax.tree.map(jnp.copy, state)
             look(f"{progress:.2f}")
-            if progress >= 0.5:
-                save(options.out, "weights", state["average"])
-                log(event="saved")
-        lengths, history = planned(progress)
+            save(options.out, "weights", state["average"])
+            log(event="saved")
+        lengths, history = planned(progress, options.base)
         ready = {x: share for x, share in lengths.items() if is_ready(compiled.get(x))} or {options.lengths[0]: 1.0}
         length = int(rng.choice(list(ready), p=np.array(list(ready.values())) / sum(ready.values())))
         rate = learning_rate(progress, peak)
@@ -384,6 +397,7 @@ def train(options: argparse.Namespace) -> None:
             while waiting:
                 finish()
             state, peak = jax.tree.map(jnp.copy, kept), peak / 2
+            recent = {length: [] for length in options.lengths}
             log(event="went back", rate=peak)
     while waiting:
         finish()

@@ -3,11 +3,16 @@
     pip install -e '.[train]' -r benchmarks/tiny/requirements.txt
     apt-get install wordnet-base
     python benchmarks/tiny/make.py WORK
-    python benchmarks/tiny/make.py WORK --base dia_jax/tiny    # goes on from a voice, with its codec
+
+Goes on from a voice, with its codec, on an accelerator or, slowly, on two CPU cores:
+
+    python benchmarks/tiny/make.py WORK --base dia_jax/tiny --rate 1e-3
+    python benchmarks/tiny/make.py WORK --base dia_jax/tiny --rate 3e-4 --seconds 2700 \\
+        --dtype float32 --positions 3072 --steps 2 --judged 16 --workers 1
 
 In WORK: codec, data (the lexicon, spoken), run (weights and log) and voice. Each folder gets its name when it is whole,
 so what is done stays done; WORK may be carried to another machine in between. Other options are those of fast.py, as
-`--seconds`. A CPU is too slow for a voice; to see there that all runs:
+`--seconds`. A CPU is too slow to begin a voice; to see there that all runs:
 
     python benchmarks/tiny/make.py WORK --words 300 --seconds 240 --positions 512 --steps 1 --lengths 256 --judged 2
 

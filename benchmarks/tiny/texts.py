@@ -1,8 +1,8 @@
 """The texts of the small voice: sentences that it learns from, and scripts by which it is judged.
 
 Scripts for judging are written by hand, and lie in open.txt (open English) and known.txt (few and common words), two
-turns a line. Nothing is trained on them, but nothing was done either to keep their words out of the lexicon. Knows no
-speech.
+turns a line; by those of choose.txt settings and weights are chosen, so that the others are new to them. Nothing is
+trained on them, but nothing was done either to keep their words out of the lexicon. Knows no speech.
 """
 
 import importlib.util
@@ -35,7 +35,7 @@ def training(wordnet: Path) -> list[str]:
 
 
 def scripts(name: str = "open") -> list[str]:
-    """Scripts for judging, of open.txt or known.txt."""
+    """Scripts for judging, of open.txt, known.txt or choose.txt."""
     return (Path(__file__).parent / f"{name}.txt").read_text().splitlines()
 
 
