@@ -31,6 +31,7 @@ import jax
 import jax.numpy as jnp
 import lexicon
 import model
+import numpy as np
 import speech
 import spoken
 from flax import nnx
@@ -63,15 +64,19 @@ def step(script: str, before: list[Path], target: Path, options: list[str]) -> N
     part.rename(target)
 
 
-def assemble(run: Path, made: Path, voice: Path) -> None:
+def assemble(run: Path, made: Path, voice: Path, base: Path | None = None) -> None:
     """Writes the folder of a voice: Dia and codec in float16, and the teacher's voices for the two tags.
 
     Args:
         run: folder that fast.py wrote.
         made: folder of the codec.
         voice: folder to write.
+        base: the voice that training went on from. The mean of both is written (Wortsman et al., 2022): it says words
+            as the new one does, and confuses its two voices no more than the old one.
     """
     weights = fast.load_weights(run, "weights")
+    if base:
+        weights = {path: (np.asarray(old) + weights[path]) / 2 for path, old in fast.start(run, base).items()}
     _, abstract = abstract_params(model.CONFIG, "float16")
     flat = [
         (path, value.replace(jnp.asarray(weights[".".join(map(str, path))], value.dtype)))
@@ -107,7 +112,7 @@ def main() -> None:
             shutil.copytree(options.base / "dac", work / "codec")
     step("spoken.py", [work / "codec", options.wordnet], work / "data", [f"--words={options.words}"])
     step("fast.py", [work / "data"], work / "run", training)
-    assemble(work / "run", work / "codec", work / "voice")
+    assemble(work / "run", work / "codec", work / "voice", options.base)
     print(f"written to {work / 'voice'}")
 
 
