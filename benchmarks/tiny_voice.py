@@ -223,12 +223,10 @@ def like_the_teacher(dia: Dia, scripts: list[str]) -> dict[str, float]:
     equal: dict[str, list[np.ndarray]] = {f"words up to {most:,}": [] for most in RANKS} | {"words never heard": []}
     clips = dia.generate_codes(scripts, seed=list(range(len(scripts))), max_tokens=MOST_FRAMES, batch_size=16)
     for script, codes in zip(scripts, clips, strict=True):
-        at = 0
+        at, first = 0, np.pad(codes[:, 0], (0, MOST_FRAMES), constant_values=-1)  # behind its end it says nothing
         for (part, _), samples in zip(spoken.parts(f"{script} "), spoken.say_script(script, USUAL), strict=True):
             wanted = codec.encode(values, samples)[:, 0]
-            heard = np.pad(
-                codes[at : at + len(wanted), 0], (0, max(at + len(wanted) - len(codes), 0)), constant_values=-1
-            )
+            heard = first[at : at + len(wanted)]
             at += len(wanted)
             if not part or part.startswith("("):
                 continue

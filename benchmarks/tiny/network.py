@@ -151,6 +151,8 @@ def forward(
 def lay_out(rows: dict[str, jax.Array], table: jax.Array, length: int, config: DiaConfig) -> dict[str, jax.Array]:
     """Rows of `compose.Composer` as `dia_jax.training.batches.make_batch` would lay them out.
 
+    The loss mask is float, and `BEGINNING` where a turn behind a prompt begins.
+
     Args:
         rows: text uint8 [B, S], chunks int32 [B, S], prompt int32 [B].
         table: codes of a chunk, [N, 6, C].
