@@ -268,7 +268,7 @@ class Loop:
         try:
             if self._prefilled is None or self._prefilled[0] != key:
                 self._prefilled = None  # freed before the next one is made
-                self._prefilled = key, prefill(*self._model, self._config, request, size=batch.text)
+                self._prefilled = key, self._prefill(request, batch.text)
         except Exception as error:  # touches nothing of those that run
             job.fail(error)
             return
@@ -276,11 +276,21 @@ class Loop:
         batch.jobs[slot] = job
         job.begin()
 
+    def _prefill(self, request: Request, size: int) -> Prefilled:
+        prefilled = prefill(*self._model, self._config, request, size=size)
+        _wait_on_cpus((prefilled.cache, prefilled.cross))
+        return prefilled
+
+    def _decode_chunk(self, state: DecodeState, steps: int) -> tuple[DecodeState, Progress]:
+        made = decode_chunk(*self._model, state, np.int32(steps))
+        _wait_on_cpus(made)
+        return made
+
     def _dispatch(self, batch: _Batch) -> None:
         steps = steps_per_call(self._config)
         if batch.seconds * steps > CALL_SECONDS:
             steps = max(int(CALL_SECONDS / batch.seconds), 1)
-        batch.state, progress = decode_chunk(*self._model, batch.state, np.int32(steps))
+        batch.state, progress = self._decode_chunk(batch.state, steps)
         progress.numbers.copy_to_host_async()
         progress.tokens.copy_to_host_async()
         self._calls.append(_Call(batch, list(batch.jobs), progress, steps, time.perf_counter()))
@@ -379,7 +389,7 @@ class Loop:
         last = last_position(1 + len(request.prompt) + request.max_frames, self._config) + 1
         caches = [size for size in self._cache_sizes if size <= cache_size(last, self._config)]
         slots = slot_sizes(batch_size)
-        prefilled = prefill(*self._model, self._config, request, size=text)
+        prefilled = self._prefill(request, text)
         for cache, count in itertools.product(caches, slots):
 
             def state(count: int = count, cache: int = cache) -> DecodeState:
@@ -387,7 +397,7 @@ class Loop:
 
             if cache >= cache_size(len(request.prompt), self._config):
                 insert(state(), prefilled, request, 0, config=self._config)
-            release(decode_chunk(*self._model, state(), np.int32(0))[0], 0)
+            release(self._decode_chunk(state(), 0)[0], 0)
             for size in _next_to(count, slots):
                 resize(state(), [*range(count), *[-1] * size][:size])
             for size in _next_to(cache, caches):
@@ -397,6 +407,17 @@ class Loop:
         if self._codec is not None:
             self._codec.compile(encoder=len(request.prompt) > 0)
         return len(caches) * len(slots)
+
+
+def _wait_on_cpus(arrays: Any) -> None:
+    """Waits for arrays that several CPU devices compute together; returns at once for all others.
+
+    XLA runs the devices of a CPU in one pool of threads. A device that has 32 calls in flight blocks a thread with each
+    further one, until none is left for a device that the others of its group wait for: the process stops forever.
+    """
+    devices = jax.tree.leaves(arrays)[0].devices()
+    if len(devices) > 1 and next(iter(devices)).platform == "cpu":
+        jax.block_until_ready(arrays)
 
 
 def slot_sizes(capacity: int) -> list[int]:

@@ -78,7 +78,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict:
     # Without XLA's optimizations, each of the eight devices compiles its programs in half the time.
     flags = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
     # Eight devices on two cores beside other tests: one may wait for the others longer than the 40 s that are usual.
-    flags += " --xla_cpu_collective_call_terminate_timeout_seconds=600"
+    flags += " --xla_cpu_collective_call_terminate_timeout_seconds=300"
     environment = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
     folder = tmp_path_factory.mktemp("devices")
     command = [sys.executable, "-c", SCRIPT]
