@@ -20,14 +20,17 @@ TINY = "tiny"
 """The small demonstration voice that comes with the package; a folder of that name is `./tiny`."""
 
 UNREACHABLE = (
-    errors.HfHubHTTPError,
+    errors.HTTPError,
     errors.LocalEntryNotFoundError,
     errors.OfflineModeIsEnabled,
     ConnectionError,
     TimeoutError,
     socket.gaierror,
 )
-"""What huggingface_hub raises without a connection. Other kinds of OSError are the local disk's."""
+"""What huggingface_hub raises without a connection. Other kinds of OSError are the local disk's.
+
+`HTTPError` is that of its HTTP library, httpx or httpx2: some of its calls let it through as it is.
+"""
 
 
 class HubError(DiaError):

@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import struct
 import subprocess
 import sys
@@ -566,3 +567,12 @@ def test_a_hub_out_of_reach_is_said_to_be(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(hub_module, "_choose", choose)
     message = refusal(lambda: hub_module.resolve("owner/name", cache_dir=tmp_path), HubError)
     assert "the hub cannot be reached (nobody answers)" in message
+
+
+def test_a_refused_connection_is_a_hub_out_of_reach(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)  # between huggingface_hub's own tries
+    with socket.socket() as taken:
+        taken.bind(("localhost", 0))  # nobody listens there
+        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", f"http://localhost:{taken.getsockname()[1]}")
+        message = refusal(lambda: hub_module.resolve("owner/name", cache_dir=tmp_path), HubError)
+    assert message.startswith("owner/name is not in the cache, and the hub cannot be reached (")
